@@ -1,0 +1,1 @@
+"""Bytes and rows: PostgreSQL, run folders, results. Knows no model and no Optuna."""

@@ -1,0 +1,79 @@
+"""The search space: names, ranges, the baseline, and the way back from parameters."""
+
+from typing import Any
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from search.errors import ConfigError
+from search.space import baseline, distributions, recorded_parameters, trial_spec
+from tests.studies import make_study_spec
+
+
+def test_short_and_dotted_names_mean_the_same_field() -> None:
+    short = make_study_spec(space={"lr": {"low": 1e-5, "high": 1e-3}})
+    dotted = make_study_spec(space={"optim.lr": {"low": 1e-5, "high": 1e-3}})
+    assert trial_spec(short, {"lr": 5e-4}) == trial_spec(dotted, {"optim.lr": 5e-4})
+
+
+def test_the_type_of_the_field_decides_the_distribution() -> None:
+    spec = make_study_spec(
+        space={
+            "lr": {"low": 1e-5, "high": 1e-3, "log": True},
+            "batch_size": {"low": 4, "high": 32, "step": 4},
+            "geo_states": {"choices": ["encoder", "decoder"]},
+            "student.decoder.keep": {"low": 1, "high": 4},
+        }
+    )
+    assert distributions(spec) == {
+        "lr": FloatDistribution(1e-5, 1e-3, log=True),
+        "batch_size": IntDistribution(4, 32, step=4),
+        "geo_states": CategoricalDistribution(("encoder", "decoder")),
+        "student.decoder.keep": IntDistribution(1, 4),
+    }
+
+
+@pytest.mark.parametrize(
+    ("space", "sentence"),
+    [
+        ({"lrr": {"low": 1, "high": 2}}, "space.lrr: no field that a trial can vary has this name; did you mean lr?"),
+        ({"lr": {"low": -1, "high": 2}}, "space.lr: -1.0 cannot be optim.lr: Input should be greater than 0"),
+        ({"dropout": {"low": 0, "high": 1}}, "space.dropout: 1.0 cannot be student.dropout"),
+        ({"batch_size": {"low": 1.5, "high": 2}}, "space.batch_size: optim.batch_size is a whole number"),
+        ({"batch_size": {"choices": [0, 4]}}, "space.batch_size: 0 cannot be optim.batch_size"),
+        ({"temperature": {"choices": ["hot"]}}, "space.temperature: 'hot' cannot be loss.temperature"),
+        ({"geo_states": {"low": 1, "high": 2}}, "space.geo_states: loss.geo_states is not a number"),
+        ({"seed": {"low": 1, "high": 2}}, "space.seed: this must be the same for every trial"),
+        ({"optim.examples": {"low": 1, "high": 2}}, "space.optim.examples: this must be the same for every trial"),
+        ({"init": {"choices": ["copy"]}}, "space.init could mean student.encoder.init or student.decoder.init"),
+        (
+            {"lr": {"low": 1e-5, "high": 1e-3}, "optim.lr": {"low": 1e-5, "high": 1e-3}},
+            "space.optim.lr and space.lr both mean optim.lr; keep one",
+        ),
+    ],
+)
+def test_a_space_that_does_not_fit_the_trial_is_refused(space: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        distributions(make_study_spec(space=space))
+    assert str(caught.value).startswith(sentence)
+
+
+def test_the_baseline_is_what_the_trial_section_says() -> None:
+    spec = make_study_spec()
+    assert baseline(spec) == {"kl_weight": 0.020584, "lr": 2.6e-4, "batch_size": 8}
+
+
+def test_a_baseline_outside_the_space_is_refused() -> None:
+    spec = make_study_spec(space={"lr": {"low": 1e-3, "high": 1e-2}})
+    with pytest.raises(ConfigError, match=r"trial.optim.lr is 0.00026, outside space.lr; the trial section is the"):
+        baseline(spec)
+
+
+def test_parameters_and_trial_configuration_translate_both_ways() -> None:
+    spec = make_study_spec()
+    parameters = {"kl_weight": 0.5, "lr": 3e-4, "batch_size": 16}
+    resolved = trial_spec(spec, parameters)
+    assert (resolved.loss.kl_weight, resolved.optim.lr, resolved.optim.batch_size) == (0.5, 3e-4, 16)
+    assert recorded_parameters(spec, resolved) == parameters
+    with pytest.raises(ConfigError, match="learning_rate is not in the space of study s: kl_weight, lr, batch_size"):
+        trial_spec(spec, {"learning_rate": 1.0})

@@ -1,0 +1,116 @@
+"""Which examples a step sees, what they look like as tensors, and what does not fit into the model."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.unit.tiny import make_world
+from trainer.batches import AudioDataset, build_dataset, choose_indices, collate, iterate_steps
+from trainer.config import DataSpec
+from trainer.data import scan
+from trainer.errors import BadInputError
+from trainer.losses import IGNORED
+from trainer.pretrained import Pretrained, load_pretrained
+from trainer.vocabulary import Vocabulary, build_vocabulary
+
+SPEC = DataSpec(train="", dev="", min_duration_s=0.1)
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> Pretrained:
+    return load_pretrained(str(make_world().model))
+
+
+@pytest.fixture(scope="module")
+def vocabulary(pretrained: Pretrained) -> Vocabulary:
+    return build_vocabulary(pretrained, None)
+
+
+@pytest.fixture(scope="module")
+def dataset(pretrained: Pretrained, vocabulary: Vocabulary) -> AudioDataset:
+    return build_dataset(scan(str(make_world().train), SPEC), vocabulary, pretrained.log_mel, pretrained.log_mel)
+
+
+def test_each_epoch_sees_every_example_once_in_its_own_order() -> None:
+    first, second = choose_indices(0, 7, 0, 7), choose_indices(0, 7, 7, 14)
+    assert sorted(first) == sorted(second) == list(range(7))
+    assert first != second
+    assert choose_indices(1, 7, 0, 7) != first
+
+
+def test_the_stream_is_a_function_of_seed_and_examples_seen_alone() -> None:
+    whole = choose_indices(3, 7, 0, 40)
+    for size in (1, 3, 16):
+        pieces = [choose_indices(3, 7, start, min(start + size, 40)) for start in range(0, 40, size)]
+        assert [index for piece in pieces for index in piece] == whole
+    assert set(Counter(choose_indices(3, 7, 0, 28)).values()) == {4}
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_steps_end_exactly_at_the_budget_and_go_on_from_anywhere(dataset: AudioDataset, processes: int) -> None:
+    dataset.fits_in_memory = processes == 0
+    try:
+        whole = list(iterate_steps(dataset, seed=5, start=0, stop=22, batch_size=8, processes=processes))
+        rest = list(iterate_steps(dataset, seed=5, start=8, stop=22, batch_size=8, processes=processes))
+    finally:
+        dataset.fits_in_memory = True
+    assert [len(step) for step in whole] == [8, 8, 6]
+    assert [e.token_ids for step in rest for e in step] == [e.token_ids for step in whole[1:] for e in step]
+    expected = [dataset[index].features for index in choose_indices(5, len(dataset), 0, 22)]
+    assert torch.equal(torch.stack([e.features for step in whole for e in step]), torch.stack(expected))
+
+
+def test_labels_are_the_inputs_moved_on_by_one_without_prompt_and_padding(
+    dataset: AudioDataset, vocabulary: Vocabulary
+) -> None:
+    examples = sorted((dataset[index] for index in range(6)), key=lambda e: len(e.token_ids))
+    batch = collate(examples, vocabulary)
+    start, plain = vocabulary.prompt
+    for row, example in enumerate(examples):
+        length = len(example.token_ids)
+        assert batch.decoder_input_ids[row, : length + 2].tolist() == [start, plain, *example.token_ids]
+        assert batch.labels[row, : length + 2].tolist() == [IGNORED, *example.token_ids, vocabulary.end]
+        assert (batch.labels[row, length + 2 :] == IGNORED).all()
+        assert (batch.decoder_input_ids[row, length + 2 :] == vocabulary.end).all()
+        assert batch.frame_mask[row].sum() == example.num_frames
+    assert torch.equal(batch.token_mask, batch.labels != IGNORED)
+    assert batch.teacher_features is batch.features
+
+
+def test_encoder_frames_are_counted_as_the_convolutions_make_them(pretrained: Pretrained) -> None:
+    counts = [pretrained.log_mel.count_encoder_frames(samples) for samples in (1, 160, 161, 320, 321, 16_000, 99_999)]
+    assert counts == [1, 1, 1, 1, 2, 50, 50]
+
+
+def test_words_carry_their_leading_space_and_decode_to_the_text(vocabulary: Vocabulary) -> None:
+    rows = vocabulary.encode(["lamp on", "zero"])
+    assert [len(row) for row in rows] == [2, 1]
+    assert vocabulary.decode([[*vocabulary.prompt, *row, vocabulary.end] for row in rows]) == ["lamp on", "zero"]
+
+
+def test_what_does_not_fit_into_the_model_is_left_out_and_counted(
+    pretrained: Pretrained, vocabulary: Vocabulary
+) -> None:
+    found = scan(str(make_world().train), SPEC)
+    long_text = replace(found.utterances[0], text="oh " * 15)
+    long_audio = replace(found.utterances[1], header=replace(found.utterances[1].header, num_frames=16_001))
+    changed = replace(found, utterances=(long_text, long_audio, *found.utterances[2:]))
+    dataset = build_dataset(changed, vocabulary, pretrained.log_mel, pretrained.log_mel)
+    assert dataset.scan.dropped == {
+        "transcript longer than the model's 14 tokens": 1,
+        "longer than the model's window of 1 s": 1,
+    }
+    assert len(dataset) == len(found.utterances) - 2
+    only = replace(found, utterances=(long_audio,))
+    with pytest.raises(BadInputError, match="is left after filtering"):
+        build_dataset(only, vocabulary, pretrained.log_mel, pretrained.log_mel)
+
+
+def test_the_fingerprint_of_data_follows_its_content_not_its_place(
+    dataset: AudioDataset, pretrained: Pretrained, vocabulary: Vocabulary
+) -> None:
+    again = build_dataset(scan(str(make_world().train), SPEC), vocabulary, pretrained.log_mel, pretrained.log_mel)
+    other = build_dataset(scan(str(make_world().dev), SPEC), vocabulary, pretrained.log_mel, pretrained.log_mel)
+    assert again.fingerprint() == dataset.fingerprint() != other.fingerprint()

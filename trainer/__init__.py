@@ -1,0 +1,1 @@
+"""One student, one run: data, models, losses, the loop, evaluation. Knows no database and no Optuna."""

@@ -1,0 +1,170 @@
+"""The configuration of one training run: ``TrialSpec`` and its parts, frozen, unknown keys refused.
+
+Defaults are the values of the distillation notes that distune grew from. Every field a number can vary is open to
+the search space by its dotted name (``loss.kl_weight``, ``optim.lr``, …).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Spec(BaseModel):
+    """Base of every configuration part: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DataSpec(Spec):
+    """Where the speech lies. Each place is a folder in LibriSpeech layout."""
+
+    train: str
+    dev: str
+    """The word error rate that the study minimises is measured here."""
+    test: str | None = None
+    """Held out: measured once for every finished trial, never told to the sampler or the pruner."""
+    min_duration_s: Positive = 1.0
+    max_duration_s: Positive = 30.0
+    text: Literal["lower", "as_is"] = "lower"
+    """Whisper was not trained on upper-case transcripts: they cost it 24 nats a sentence against 7 in lower case."""
+
+    @model_validator(mode="after")
+    def _durations_are_ordered(self) -> "DataSpec":
+        if self.min_duration_s >= self.max_duration_s:
+            raise ValueError(
+                f"data.min_duration_s ({self.min_duration_s}) must be below data.max_duration_s ({self.max_duration_s})"
+            )
+        return self
+
+
+class TeacherSpec(Spec):
+    """The frozen Whisper encoder-decoder that is distilled."""
+
+    model: str
+    """A local directory, or a hub name, as ``from_pretrained`` takes it."""
+    language: str | None = None
+    """Prompt language of a multilingual model, e.g. ``en``; English-only and toy models take none."""
+
+
+class LayersSpec(Spec):
+    """Which layers of the model a student starts from, and what becomes of them."""
+
+    keep: Literal["all"] | Count | tuple[Annotated[int, Field(ge=0)], ...] = "all"
+    """``all``, how many (taken at maximally spaced depths), or the layers' indices."""
+    init: Literal["copy", "random"] = "copy"
+    """``random``: the kept layers, and the front end before them, forget their weights."""
+    frozen: bool = False
+
+    @model_validator(mode="after")
+    def _random_layers_can_learn(self) -> "LayersSpec":
+        if self.init == "random" and self.frozen:
+            raise ValueError("layers with init: random would never learn while frozen; write frozen: false")
+        return self
+
+
+class EncoderSpec(LayersSpec):
+    """As ``LayersSpec``, but frozen unless said otherwise: a partial ``encoder`` section must not thaw the encoder."""
+
+    frozen: bool = True
+
+
+class WhisperStudentSpec(Spec):
+    """A Whisper made from another one by keeping some of its layers."""
+
+    kind: Literal["whisper"] = "whisper"
+    model: str | None = None
+    """Where the kept layers come from: a local directory or hub name; the teacher when absent."""
+    encoder: EncoderSpec = EncoderSpec()
+    decoder: LayersSpec = LayersSpec()
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> "WhisperStudentSpec":
+        if self.encoder.frozen and self.decoder.frozen:
+            raise ValueError("student.encoder and student.decoder are both frozen, so nothing would learn; free one")
+        return self
+
+
+class LossSpec(Spec):
+    """L = CE + kl_weight · T² · KL(teacher ‖ student) + geo_weight · geodesic distance."""
+
+    kl_weight: NonNegative = 0.020584
+    geo_weight: NonNegative = 0.969909
+    temperature: Positive = 2.0
+    geo_states: Literal["encoder", "decoder"] = "encoder"
+    """Whose last hidden states the geodesic term compares."""
+    kl_warmup_fraction: Fraction = 0.1
+    """Fraction of the trial over which kl_weight rises linearly from 0."""
+
+
+class OptimSpec(Spec):
+    """AdamW with linear warm-up and cosine decay over the trial's full budget."""
+
+    lr: Positive = 2.6e-4
+    batch_size: Count = 8
+    """Effective batch, in utterances: one optimizer step."""
+    micro_batch_size: Count | None = None
+    """How many of them run at a time; the whole batch when absent. Changes memory, never the gradient."""
+    examples: Count = 80_000
+    """The budget of a trial, in utterances seen (steps would not be comparable: batch_size is searched)."""
+    warmup_fraction: Fraction = 0.1
+    weight_decay: NonNegative = 0.01
+    clip_norm: Positive = 1.0
+    """Gradient norm limit, for the student and the projector separately."""
+
+
+class EvaluationSpec(Spec):
+    """When and how the word error rate is measured."""
+
+    count: Count = 6
+    """Evaluations per trial, at equal fractions of its budget; the last is the trial's result."""
+    batch_size: Count = 32
+    utterances: Count | None = None
+    """A fixed subset of the development set, the same for every trial and seed; all of it when absent."""
+    tokens_per_second: Positive = 6.5
+    """Bound on a hypothesis: this many tokens per second of audio, plus 2."""
+    bootstrap_samples: Count = 1000
+
+
+class RuntimeSpec(Spec):
+    """Where and how precisely the arithmetic is done."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """``auto``: bf16 where the GPU supports it, else fp16 on a GPU, fp32 on a CPU."""
+    threads: Count | None = None
+    """Torch threads of the training process; torch's own choice when absent."""
+    loader_processes: Annotated[int, Field(ge=0)] = 0
+    """Processes that decode audio ahead where the data set is too large to be kept in memory; 0: none."""
+
+
+class TrialSpec(Spec):
+    """Everything that determines one training run."""
+
+    data: DataSpec
+    teacher: TeacherSpec
+    student: WhisperStudentSpec = WhisperStudentSpec()
+    loss: LossSpec = LossSpec()
+    optim: OptimSpec = OptimSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    runtime: RuntimeSpec = RuntimeSpec()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @property
+    def evaluation_marks(self) -> tuple[int, ...]:
+        """Examples seen at each evaluation: the same for every trial, whatever its batch size. The last ends it."""
+        count = self.evaluation.count
+        return tuple(round(index * self.optim.examples / count) for index in range(1, count + 1))
+
+    @model_validator(mode="after")
+    def _evaluations_fit_the_budget(self) -> "TrialSpec":
+        if self.evaluation.count > self.optim.examples:
+            raise ValueError(
+                f"evaluation.count ({self.evaluation.count}) is above optim.examples ({self.optim.examples}); lower it"
+            )
+        return self

@@ -1,0 +1,76 @@
+"""What is checked once, before the first trial of a study: that the data can be read and the models fit together."""
+
+from collections.abc import Callable
+
+from trainer.batches import AudioDataset
+from trainer.config import TrialSpec
+from trainer.data import describe_conversions, verify
+from trainer.evaluation import EvaluationSet, evaluate
+from trainer.events import Metrics, PreflightResult
+from trainer.material import Material
+from trainer.students import Student, build_student
+
+POOR_TEACHER_WER = 0.5
+
+
+def preflight(spec: TrialSpec, material: Material, tick: Callable[[], None]) -> PreflightResult:
+    """Decode every file once, build the student once, and measure the teacher. ``tick`` is called now and then.
+
+    Loading ``material`` has already checked folders, transcripts, headers, model directories and vocabularies.
+
+    Raises:
+        BadInputError: A file cannot be decoded, or the student cannot be built.
+    """
+    sets = [material.train, material.dev.dataset, *([material.test.dataset] if material.test else [])]
+    for dataset in sets:
+        verify(dataset.scan, tick)
+    student = build_student(spec.student, material.source, spec.seed)
+
+    def measure(chosen: EvaluationSet) -> Metrics:
+        return evaluate(
+            Student(material.teacher.model, frozen_encoder=True, frozen_decoder=True),
+            chosen,
+            vocabulary=material.vocabulary,
+            teacher=None,
+            spec=spec.evaluation,
+            runtime=material.runtime,
+            tick=tick,
+        )
+
+    teacher_dev = measure(material.dev)
+    return PreflightResult(
+        train=material.train.scan.summarize(),
+        dev=material.dev.dataset.scan.summarize(),
+        test=material.test.dataset.scan.summarize() if material.test else None,
+        teacher_dev=teacher_dev,
+        teacher_test=measure(material.test) if material.test else None,
+        student_parameters=student.count_parameters(),
+        trainable_parameters=student.count_trainable(),
+        device=str(material.runtime.device),
+        precision=material.runtime.precision,
+        warnings=tuple(collect_warnings(spec, sets, teacher_dev)),
+    )
+
+
+def collect_warnings(spec: TrialSpec, sets: list[AudioDataset], teacher_dev: Metrics) -> list[str]:
+    """Return a sentence for everything that is allowed but worth knowing before GPU time is spent."""
+    warnings = []
+    for dataset in sets:
+        warnings += describe_conversions(dataset.scan)
+        if dataset.scan.dropped:
+            counts = ", ".join(f"{count} {reason}" for reason, count in dataset.scan.dropped.items())
+            warnings.append(f"{dataset.scan.path}: left out {counts}")
+    train = sets[0]
+    for other in sets[1:]:
+        shared = {u.name for u in train.utterances} & {u.name for u in other.utterances}
+        if shared:
+            warnings.append(
+                f"{len(shared)} utterances of {other.scan.path} are also in {train.scan.path}, such as {min(shared)}: "
+                "the word error rate says little"
+            )
+    if teacher_dev.wer > POOR_TEACHER_WER:
+        warnings.append(
+            f"the teacher {spec.teacher.model} has a word error rate of {teacher_dev.wer:.1%} on {spec.data.dev}: "
+            "little can be learnt from it; check teacher.language and that the transcripts belong to the audio"
+        )
+    return warnings

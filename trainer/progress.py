@@ -1,0 +1,88 @@
+"""Where a run stands: a finite loss, a row of history now and then, a progress event about once a second."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from trainer.config import TrialSpec
+from trainer.errors import DivergedError
+from trainer.events import HistoryRow, Progress
+from trainer.journal import Journal
+from trainer.runtime import Runtime
+from trainer.state import TrainState
+
+HISTORY_ROWS = 100
+"""Rows of history in a run, at fixed fractions of its budget."""
+PROGRESS_INTERVAL_S = 1.0
+SMALLEST_SCALE = 1.0
+"""A gradient scale below this means that fp16 overflowed at every step for a long while."""
+
+
+@dataclass(kw_only=True)
+class Pace:
+    """When the run last told where it stands, and when its clock was last read."""
+
+    examples: int
+    told_at: float = 0.0
+    clock: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.told_at = self.clock = time.monotonic()
+
+    def end_lap(self) -> float:
+        """Return the seconds since the clock was last read."""
+        now = time.monotonic()
+        lap_s, self.clock = now - self.clock, now
+        return lap_s
+
+    def skip_lap(self) -> None:
+        """Take the time since the clock was last read, spent on an evaluation, as if it had not passed."""
+        self.told_at += self.end_lap()
+
+
+def watch(spec: TrialSpec, runtime: Runtime, state: TrainState, journal: Journal, pace: Pace) -> Progress | None:
+    """Check that the loss is finite, keep the history, and return a progress event about once a second."""
+    budget = spec.optim.examples
+    last_row = state.history[-1].examples if state.history else 0
+    row_is_due = state.examples * HISTORY_ROWS // budget > last_row * HISTORY_ROWS // budget
+    now = time.monotonic()
+    progress_is_due = now - pace.told_at >= PROGRESS_INTERVAL_S
+    if runtime.is_cuda and not (row_is_due or progress_is_due):
+        return None
+    means = check_loss(state)
+    lr = float(state.optimizer.param_groups[0]["lr"])
+    if row_is_due:
+        row = HistoryRow(
+            examples=state.examples,
+            steps=state.steps,
+            lr=lr,
+            loss=means[0],
+            cross_entropy=means[1],
+            kl=means[2] if spec.loss.kl_weight > 0 else None,
+            geodesic=means[3] if state.projector else None,
+        )
+        state.history.append(row)
+        journal.add_row(row)
+        state.sums = torch.zeros_like(state.sums)
+        state.num_summed = 0
+    if not progress_is_due:
+        return None
+    speed = (state.examples - pace.examples) / (now - pace.told_at)
+    pace.told_at, pace.examples = now, state.examples
+    return Progress(examples=state.examples, loss=means[0], lr=lr, examples_per_second=speed)
+
+
+def check_loss(state: TrainState) -> list[float]:
+    """Return the means of the loss and its terms since the last row of the history. A GPU synchronisation.
+
+    Raises:
+        DivergedError: The loss is not finite, or fp16 can no longer be scaled into its range.
+    """
+    means: list[float] = (state.sums / max(state.num_summed, 1)).tolist()
+    if not math.isfinite(means[0]):
+        raise DivergedError(state.examples, means[0])
+    if state.scaler.is_enabled() and state.scaler.get_scale() < SMALLEST_SCALE:
+        raise DivergedError(state.examples, math.inf)
+    return means
