@@ -251,16 +251,29 @@ def _extra_trials(text: str | None) -> int:
 
 
 def main() -> None:
-    """Run the command line. Errors of ours are one sentence on standard error; exit codes 0, 1 and 2."""
-    from storage.errors import DatabaseUrlError, StorageError
-
+    """Run the command line. Errors of ours are one sentence on standard error; exit codes 0, 1, 2 and 130."""
     try:
         app()
-    except (SearchError, StorageError, OSError) as exc:
-        if os.environ.get("DISTUNE_DEBUG"):
+    except Exception as exc:
+        sentence, code = _explain(exc)
+        if sentence is None or os.environ.get("DISTUNE_DEBUG"):
             raise
-        typer.echo(f"distune: {exc}", err=True)
-        sys.exit(EXIT_USAGE if isinstance(exc, (ConfigError, StudyError, DatabaseUrlError)) else EXIT_FAILED)
+        typer.echo(f"distune: {sentence}", err=True)
+        sys.exit(code)
+
+
+def _explain(exc: Exception) -> tuple[str | None, int]:
+    """Return the sentence and the exit code for an error; no sentence for one that nobody foresaw."""
+    from storage.database import is_connection_error
+    from storage.errors import DatabaseUrlError, StorageError
+
+    if isinstance(exc, (ConfigError, StudyError, DatabaseUrlError)):
+        return str(exc), EXIT_USAGE
+    if isinstance(exc, (SearchError, StorageError, OSError)):
+        return str(exc), EXIT_FAILED
+    if is_connection_error(exc):
+        return "the database was away for too long; when it is back, run the same command again", EXIT_FAILED
+    return None, EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ import time
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from search.dispatch import Sightings
 from search.study import OpenStudy
 from storage import leases
@@ -71,11 +69,12 @@ class LeaseKeeper:
         try:
             is_ours = leases.renew(engine, lease, ttl_s=ttl_s, examples=self.examples, checkpoint=self.checkpoint)
             self._sightings.observe(leases.expired(engine, self._study.study_id))
-            leases.see_worker(engine, self._worker, study_id=self._study.study_id, number=lease.number, device=None)
-        except SQLAlchemyError as exc:
-            # Training goes on without the database; the worker asks how long it has been away.
+            leases.see_worker(engine, self._worker, study_id=self._study.study_id, number=lease.number)
+        except Exception as exc:
+            # Whatever it was, this thread must live: without it a healthy trial is taken from us. Training goes on
+            # without the database; the worker asks how long it has been away, and gives up when it is too long.
             if self.is_in_contact:
-                log.warning("the database cannot be reached (%s); training goes on", type(exc).__name__)
+                log.warning("the lease cannot be renewed (%s); training goes on", exc)
             self.is_in_contact = False
             self._sightings.forget()
             return

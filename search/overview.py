@@ -13,6 +13,9 @@ from search.dispatch import OUTCOME, PROPOSAL
 from search.study import OpenStudy, refresh
 from storage.schema import PREFLIGHT, leases, workers
 
+GONE_AFTER_S = 300
+"""A worker that was not seen for this long is not shown any more."""
+
 
 class Glance(BaseModel):
     """Base of the parts of an overview."""
@@ -128,7 +131,7 @@ def _trial(study: OpenStudy, trial: FrozenTrial, lease: Any) -> TrialGlance:
 
 def _workers(connection: Connection, study_id: int) -> tuple[WorkerGlance, ...]:
     age = func.extract("epoch", func.now() - workers.c.seen_at).label("age")
-    query = select(workers.c.worker, workers.c.number, age).where(workers.c.study_id == study_id)
+    query = select(workers.c.worker, workers.c.number, age).where(workers.c.study_id == study_id, age < GONE_AFTER_S)
     return tuple(
         WorkerGlance(worker=row.worker, number=row.number, seen_s_ago=float(row.age))
         for row in connection.execute(query.order_by(workers.c.worker))

@@ -274,6 +274,19 @@ def reopen(study: OpenStudy) -> OpenStudy:
     return refresh(study)
 
 
+def list_open_names(database: Database) -> Sequence[str]:
+    """Return the names of the studies that have work left, oldest first."""
+    if not has_tables(database):
+        return []
+    query = text(
+        "SELECT study_name FROM studies JOIN distune_studies d USING (study_id) WHERE refusal IS NULL AND budget > "
+        "(SELECT count(*) FROM trials t WHERE t.study_id = d.study_id AND t.state IN ('COMPLETE', 'PRUNED', 'FAIL')) "
+        "ORDER BY study_id"
+    )
+    with database.engine.begin() as connection:
+        return list(connection.execute(query).scalars())
+
+
 def list_names(database: Database) -> Sequence[str]:
     """Return the names of distune's studies, oldest first; none where the tables are still missing."""
     if not has_tables(database):

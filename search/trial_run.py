@@ -5,8 +5,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from search import dispatch
 from search.best import update_best
@@ -24,6 +25,8 @@ from storage.runs import RunFolder
 from trainer.events import Checkpointed, Evaluated, Progress, TrialResult, Verdict
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 TICK_S = 0.2
 """How often a worker looks up from its training process."""
@@ -80,7 +83,11 @@ def run_trial(contact: Contact, claim: Claim) -> None:
             return
     log.info("trial %d attempt %d: %s", run.lease.number, run.lease.attempt, outcome.kind)
     if outcome.state == "COMPLETE":
-        _patiently(contact, update_best, study)
+        try:
+            _patiently(contact, update_best, study)
+        except OSError as exc:
+            # The result is in the database: whoever finishes next, and `distune best`, write the file again.
+            log.error("best_params.json cannot be written (%s); free the disk, then run distune best", exc)
 
 
 def run_preflight(contact: Contact, lease: Lease) -> None:
@@ -117,9 +124,11 @@ def run_preflight(contact: Contact, lease: Lease) -> None:
         _release(contact, lease, keeper, 0)
 
 
-def _patiently(contact: Contact, function: Callable[..., object], *args: object) -> None:
-    """Call ``function``, again and again while the database is away."""
-    retrying(timeout_s=contact.study.spec.study.database_timeout_s)(function, *args)
+def _patiently(contact: Contact, function: Callable[..., Answer], *args: object) -> Answer:
+    """Call ``function``, again and again while the database is away, until asked to stop."""
+    study = contact.study
+    limit_s = study.spec.study.database_timeout_s
+    return retrying(timeout_s=limit_s, stop=contact.stop, before_retry=study.database.revive)(function, *args)
 
 
 def _next_attempt(contact: Contact, lease: Lease, keeper: LeaseKeeper, note: str) -> Lease:
@@ -129,8 +138,8 @@ def _next_attempt(contact: Contact, lease: Lease, keeper: LeaseKeeper, note: str
         LeaseLostError: it is not ours any more.
     """
     limits = contact.study.spec.study
-    following = retrying(timeout_s=limits.database_timeout_s)(
-        leases.next_attempt, contact.study.database.engine, lease, note=note, ttl_s=limits.lease_ttl_s
+    following = _patiently(
+        contact, partial(leases.next_attempt, contact.study.database.engine, lease, note=note, ttl_s=limits.lease_ttl_s)
     )
     if following is None:
         raise LeaseLostError(lease.number, lease.attempt)
@@ -283,12 +292,10 @@ class TrialRun:
 
     def _drain(self) -> None:
         """Report what still waits before the trial is told, however long the database is away."""
-        for attempt in retrying(timeout_s=self._study.spec.study.database_timeout_s):
-            with attempt:
-                while self._unreported:
-                    event = self._unreported[0]
-                    dispatch.report(self._study, self._claim, event.examples, event.metrics.wer)
-                    self._unreported.pop(0)
+        while self._unreported:
+            event = self._unreported[0]
+            _patiently(self._contact, dispatch.report, self._study, self._claim, event.examples, event.metrics.wer)
+            self._unreported.pop(0)
 
     def _watch(self) -> None:
         """Look at the clocks, and at the wish to stop."""
@@ -319,10 +326,9 @@ class TrialRun:
         """A loss that is no number tells the sampler something: the worst error rate seen, as a pruned trial."""
         self._drain()
         marks = [mark for mark in self._spec.evaluation_marks if mark > max(failed.examples, self._claim.last_step)]
-        again = retrying(timeout_s=self._study.spec.study.database_timeout_s)
-        worst = again(dispatch.worst_reported, self._study)
+        worst = _patiently(self._contact, dispatch.worst_reported, self._study)
         if marks:
-            again(dispatch.report, self._study, self._claim, marks[0], worst)
+            _patiently(self._contact, dispatch.report, self._study, self._claim, marks[0], worst)
         return self._outcome("PRUNED", "diverged", worst, reason=failed.reason)
 
     def _failed(self, reason: str, log_tail: str | None) -> Outcome:

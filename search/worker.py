@@ -21,7 +21,7 @@ from search import dispatch
 from search.child import TrainingChild
 from search.dispatch import Claim, PreflightClaim, Sightings, Spent, Wait
 from search.errors import SearchError
-from search.study import OpenStudy, list_names, load_study, open_storage, refresh
+from search.study import OpenStudy, list_open_names, load_study, open_storage, refresh
 from search.trial_run import Contact, run_preflight, run_trial
 from storage import leases
 from storage.database import Database, is_connection_error, retrying
@@ -95,17 +95,13 @@ def _studies(options: WorkerOptions, database: Database, stop: threading.Event) 
         yield retrying(stop=stop)(load_study, options.study, database)
         return
     storage: RDBStorage | None = None
-    closed: set[tuple[str, int]] = set()
     while not stop.is_set():
-        served = False
-        for name in retrying(stop=stop)(list_names, database):
+        names = retrying(stop=stop)(list_open_names, database)
+        for name in names:
             storage = storage or open_storage(database)
-            study = retrying(stop=stop)(load_study, name, database, storage)
-            if study.refusal is None and (name, study.budget) not in closed and not stop.is_set():
-                served = True
-                yield study
-                closed.add((name, study.budget))
-        if not served:
+            if not stop.is_set():
+                yield retrying(stop=stop)(load_study, name, database, storage)
+        if not names:
             stop.wait(IDLE_POLL_S)
 
 
@@ -136,7 +132,7 @@ def _claim(contact: Contact) -> Claim | PreflightClaim | Wait | Spent:
             if contact.study.refusal is not None:
                 return Spent()
             leases.see_worker(
-                contact.study.database.engine, contact.worker, study_id=contact.study.study_id, number=None, device=None
+                contact.study.database.engine, contact.worker, study_id=contact.study.study_id, number=None
             )
             return dispatch.claim(contact.study, contact.worker, contact.sightings)
         except Exception as exc:
@@ -146,5 +142,6 @@ def _claim(contact: Contact) -> Claim | PreflightClaim | Wait | Spent:
                 raise
             contact.sightings.forget()
             log.warning("the database cannot be reached; trying again")
+            contact.study.database.revive()
             if contact.stop.wait(1.0):
                 return Wait()

@@ -250,9 +250,9 @@ def hold_for_write(connection: Connection, lease: Lease) -> bool:
     return connection.execute(statement).one_or_none() is not None
 
 
-def see_worker(engine: Engine, worker: str, *, study_id: int | None, number: int | None, device: str | None) -> None:
+def see_worker(engine: Engine, worker: str, *, study_id: int, number: int | None) -> None:
     """Note that a worker is alive and what it is doing; shown by ``status``, decides nothing."""
-    values = {"study_id": study_id, "number": number, "device": device}
+    values = {"study_id": study_id, "number": number}
     statement = insert(workers).values(worker=worker, **values)
     statement = statement.on_conflict_do_update(index_elements=["worker"], set_={**values, "seen_at": _clock})
     with engine.begin() as connection:

@@ -73,7 +73,6 @@ workers = Table(
     Column("worker", Text, primary_key=True),
     Column("study_id", ForeignKey("distune_studies.study_id", ondelete="CASCADE")),
     Column("number", Integer),
-    Column("device", Text),
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
 )

@@ -119,8 +119,6 @@ def evaluate_marks(run: Run, state: TrainState, pace: Pace) -> None:
     check_loss(state)
     state.train_seconds += pace.end_lap()
     metrics = measure(run, state, run.material.dev)
-    if not math.isfinite(metrics.cross_entropy):  # the last step's loss was finite, the weights it left are not
-        raise DivergedError(state.examples, metrics.cross_entropy)
     for mark in due:
         event = Evaluated(examples=mark, metrics=metrics, last=mark == run.spec.optim.examples)
         state.evaluations.append(event)
@@ -134,7 +132,12 @@ def evaluate_marks(run: Run, state: TrainState, pace: Pace) -> None:
 
 
 def measure(run: Run, state: TrainState, chosen: EvaluationSet) -> Metrics:
-    """Evaluate the student as it is; the caller may stop the run in the middle."""
+    """Evaluate the student as it is; the caller may stop the run in the middle.
+
+    Raises:
+        StoppedError: The caller said so.
+        DivergedError: A loss is not finite.
+    """
     started = time.monotonic()
     metrics = evaluate(
         state.student,
@@ -146,6 +149,11 @@ def measure(run: Run, state: TrainState, chosen: EvaluationSet) -> Metrics:
         tick=lambda: obey(run, state, run.report(None)),
     )
     state.evaluation_seconds += time.monotonic() - started
+    for value in (metrics.cross_entropy, metrics.kl):
+        if value is not None and not math.isfinite(
+            value
+        ):  # the last step's loss was finite, the weights it left are not
+            raise DivergedError(state.examples, value)
     return metrics
 
 

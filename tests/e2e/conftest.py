@@ -18,6 +18,9 @@ from storage.database import Database
 from tests.studies import wait_for
 from tests.unit import tiny
 
+MARK = "DISTUNE_PLAYGROUND"
+"""In the environment of every process that a test starts: a test must never touch anybody else's workers."""
+
 
 @dataclass
 class Playground:
@@ -63,7 +66,7 @@ class Playground:
 
     def start(self, *arguments: str | Path, storage: bool = True) -> subprocess.Popen[str]:
         """Start ``distune`` with these arguments, in a process group of its own."""
-        environment = {**os.environ, "COLUMNS": "160"}
+        environment = {**os.environ, "COLUMNS": "160", MARK: str(self.folder)}
         environment.pop("DISTUNE_STORAGE", None)
         if storage:
             url = self.database.url.set(password=self.database._password)
@@ -86,6 +89,22 @@ class Playground:
         assert process.returncode == code, output
         assert "Traceback" not in output
         return output
+
+    def survivors(self) -> set[int]:
+        """Return the workers and training processes of this playground that live, and of no other."""
+        mark = f"{MARK}={self.folder}".encode()
+        found = set()
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                is_ours = mark in (entry / "environ").read_bytes().split(b"\0")
+                command = (entry / "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+            if is_ours and (b"search.cli\0worker" in command or b"search.training_process" in command):
+                found.add(int(entry.name))
+        return found
 
     def study(self, name: str = "tiny") -> OpenStudy:
         """Open the study from here."""
@@ -121,22 +140,6 @@ def children(pid: int) -> list[int]:
     ]
 
 
-def our_processes() -> set[int]:
-    """Return the workers and training processes that live on this machine."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            command = (entry / "cmdline").read_bytes()
-            is_dead = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if not is_dead and (b"search.cli\0worker" in command or b"search.training_process" in command):
-            found.add(int(entry.name))
-    return found
-
-
 def _names(database: Database) -> list[str]:
     from search.study import list_names
 
@@ -157,13 +160,12 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def playground(tmp_path: Path, material: Path, database: Database) -> Iterator[Playground]:
     """A folder, a database with tables, and an end to every process that a test leaves behind."""
-    before = our_processes()
     playground = Playground(folder=tmp_path, material=material, database=database)
     yield playground
     for process in playground.processes:
         if process.poll() is None:
             process.kill()
         process.communicate()
-    for pid in our_processes() - before:
+    for pid in playground.survivors():
         os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not (our_processes() - before))
+    wait_for(lambda: not playground.survivors())

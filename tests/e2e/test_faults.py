@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 
 from search.dispatch import OUTCOME
 from search.overview import TrialGlance
-from tests.e2e.conftest import Playground, children, our_processes, worker_pid
+from tests.e2e.conftest import Playground, children, worker_pid
 from tests.studies import wait_for
 
 LONG = 2400
@@ -65,14 +65,13 @@ def test_a_trial_that_kills_its_training_process_every_time_fails_with_its_reaso
 
 
 def test_ctrl_c_checkpoints_and_resume_goes_on_where_it_stood(playground: Playground) -> None:
-    before = our_processes()
     launch = playground.start("launch", playground.write(trials=2, examples=LONG))
     caught = playground.wait_for_trial(is_in_the_middle)
     launch.send_signal(signal.SIGINT)
     output, _ = launch.communicate(timeout=90)
     assert launch.returncode == 130, output
     assert "go on with: distune resume tiny" in output
-    assert our_processes() == before
+    assert not playground.survivors()
     stood = playground.look().trials[caught.number]
     assert stood.state == "RUNNING" and stood.worker is None
     playground.run("resume", "tiny")
@@ -82,7 +81,6 @@ def test_ctrl_c_checkpoints_and_resume_goes_on_where_it_stood(playground: Playgr
 
 
 def test_a_second_ctrl_c_exits_at_once_and_loses_nothing_reported(playground: Playground) -> None:
-    before = our_processes()
     launch = playground.start("launch", playground.write(trials=2, examples=LONG))
     caught = playground.wait_for_trial(is_in_the_middle)
     (training,) = children(worker_pid(caught))
@@ -94,7 +92,7 @@ def test_a_second_ctrl_c_exits_at_once_and_loses_nothing_reported(playground: Pl
     launch.send_signal(signal.SIGINT)
     launch.communicate(timeout=20)
     assert launch.returncode == 130
-    wait_for(lambda: our_processes() == before)
+    wait_for(lambda: not playground.survivors())
     reported = playground.study().optuna_study.get_trials()[caught.number].intermediate_values
     assert reported
     playground.run("resume", "tiny")
@@ -114,12 +112,11 @@ def test_a_preempted_worker_hands_its_trial_on_at_once(playground: Playground) -
 
 
 def test_workers_finish_the_budget_without_their_coordinator(playground: Playground) -> None:
-    before = our_processes()
     launch = playground.start("launch", playground.write(trials=3, examples=LONG))
     playground.wait_for_trial(is_in_the_middle)
     launch.kill()
     wait_for(lambda: playground.look().is_over, timeout_s=120)
-    wait_for(lambda: our_processes() == before)
+    wait_for(lambda: not playground.survivors())
     assert (playground.run_folder() / "best_params.json").exists()
 
 

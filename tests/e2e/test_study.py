@@ -10,19 +10,18 @@ from search.config import parse_study_spec
 from search.dispatch import PROPOSAL
 from search.space import recorded_parameters, trial_spec
 from storage.results import read_best
-from tests.e2e.conftest import Playground, our_processes
+from tests.e2e.conftest import Playground
 from tests.homes import MakeHome, has_server
 from trainer.config import TrialSpec
 
 
 @pytest.mark.parametrize("workers", [2, 4, 8])
 def test_a_study_ends_with_exactly_its_budget(playground: Playground, workers: int) -> None:
-    before = our_processes()
     output = playground.run("launch", playground.write(trials=12), "--workers", str(workers))
     states = Counter(trial.state.name for trial in playground.study().optuna_study.get_trials())
     assert sum(states.values()) == 12
     assert states["COMPLETE"] + states["PRUNED"] == 12
-    assert our_processes() == before
+    assert not playground.survivors()
     assert "the best of 12 trials" in output
 
 
