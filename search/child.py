@@ -119,5 +119,5 @@ class TrainingChild:
 
 def _without_secrets() -> dict[str, str]:
     """Return the environment for a process that has no business with the database."""
-    secret = {"DISTUNE_STORAGE", "PGPASSWORD", "PGPASSFILE"}
+    secret = {"DISTUNE_STORAGE", "DISTUNE_PASSWORD_FILE", "PGPASSWORD", "PGPASSFILE"}
     return {name: value for name, value in os.environ.items() if name not in secret}

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -30,7 +31,7 @@ Storage = Annotated[
     typer.Option(
         envvar="DISTUNE_STORAGE",
         show_envvar=True,
-        help="PostgreSQL URL. Without one: the embedded server. Password: PGPASSWORD or PGPASSFILE.",
+        help="PostgreSQL URL. Without: the embedded server. Password: DISTUNE_PASSWORD_FILE, PGPASSWORD or PGPASSFILE.",
         metavar="URL",
     ),
 ]
@@ -109,10 +110,16 @@ def worker(
         Optional[str],  # noqa: UP045
         typer.Option(help="Serve this study and end with it. Without: every open study in turn.", metavar="NAME"),
     ] = None,
+    gpu_locks: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Take a GPU that no other worker has: they agree by locks in this folder.", metavar="DIR"),
+    ] = None,
     storage: Storage = None,
     home: Home = None,
 ) -> None:
     """Run trials, from any machine that reaches the database and the data."""
+    from search.coordinator import gpu_devices
+    from search.gpu_slot import hold_gpu
     from search.worker import StopRequest, WorkerOptions, run_worker, worker_name
     from storage.database import open_database
 
@@ -121,7 +128,13 @@ def worker(
     )
     stop = StopRequest()
     stop.install()
-    with open_database(storage, home) as database:
+    with ExitStack() as stack:
+        if gpu_locks is not None:
+            device = stack.enter_context(hold_gpu(gpu_locks, gpu_devices(), stop.event))
+            if device is None:  # asked to stop while it waited for one
+                return
+            os.environ.update(CUDA_VISIBLE_DEVICES=device, CUDA_DEVICE_ORDER="PCI_BUS_ID")
+        database = stack.enter_context(open_database(storage, home))
         run_worker(WorkerOptions(study=study, name=worker_name()), database, stop.event)
 
 
@@ -184,7 +197,7 @@ def dashboard(
     host: Annotated[str, typer.Option(help="Address to listen on. It has no login: keep it on this machine.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
     storage: Storage = None,
     home: Home = None,
 ) -> None:

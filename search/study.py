@@ -200,7 +200,8 @@ def load_study(name: str, database: Database, storage: RDBStorage | None = None)
 def load_same_study(spec: StudySpec, database: Database) -> OpenStudy | None:
     """Open the study that was created with this configuration; None if there is none of its name.
 
-    The budget may differ: it is the study's own, and ``resume`` extends it.
+    The budget may differ: it is the study's own, and ``resume`` extends it. A refused study is checked again: what
+    stood in its way may be mended.
 
     Raises:
         ConfigError: the study of this name has another configuration.
@@ -209,7 +210,8 @@ def load_same_study(spec: StudySpec, database: Database) -> OpenStudy | None:
         return None
     study = load_study(spec.study.name, database)
     given, stored = (each.model_dump(mode="json") for each in (spec, study.spec))
-    given["study"]["trials"] = stored["study"]["trials"]
+    for key in ("trials", "storage"):  # resume changes the first, and where we are is no matter
+        given["study"][key] = stored["study"][key]
     for section in given:
         for key in given[section]:
             if given[section][key] != stored[section].get(key):
@@ -217,7 +219,7 @@ def load_same_study(spec: StudySpec, database: Database) -> OpenStudy | None:
                     f"study {study.name} exists with another {section}.{key}; choose another study.name, "
                     f"or go on as it is with `distune resume {study.name}`"
                 )
-    return study
+    return study if study.refusal is None else reopen(study)
 
 
 def refresh(study: OpenStudy) -> OpenStudy:

@@ -49,6 +49,7 @@ class StopRequest:
         self.event = threading.Event()
         self.before_exit: Callable[[], None] = lambda: None
         """What the second signal does before it ends the process."""
+        self._is_asked = False
 
     def install(self) -> None:
         """Handle the signals of this process."""
@@ -56,11 +57,13 @@ class StopRequest:
         signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.event.is_set():
+        if self._is_asked:
             # The lease runs out by itself, and the training process dies with us. What was reported is committed.
             self.before_exit()
             os._exit(EXIT_INTERRUPTED)
-        self.event.set()
+        self._is_asked = True
+        # Not from here: the main thread may hold the event's own lock, in the middle of its wait.
+        threading.Thread(target=self.event.set, name="stop", daemon=True).start()
 
 
 def worker_name() -> str:

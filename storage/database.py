@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from storage.embedded import EmbeddedServer, open_embedded
 from storage.errors import DatabaseUnavailableError, DatabaseUrlError
+from storage.password_file import read_password_file
 
 DRIVER = "postgresql+psycopg2"
 URL_EXAMPLE = "postgresql://user@host:5432/database"
@@ -96,17 +97,19 @@ class Database:
 def open_database(url: str | None, home: Path | None = None) -> Database:
     """Connect to the PostgreSQL at ``url``; without one, to the embedded server in ``home`` or its default.
 
-    A URL without a password leaves it to PGPASSWORD, PGPASSFILE or ``passfile=`` in the URL, as everywhere with libpq.
+    A URL without a password leaves it to DISTUNE_PASSWORD_FILE; without that one to PGPASSWORD, PGPASSFILE or
+    ``passfile=`` in the URL, as everywhere with libpq.
 
     Raises:
-        DatabaseUrlError: ``url`` is not a PostgreSQL URL.
+        DatabaseUrlError: ``url`` is not a PostgreSQL URL, or there is no password in DISTUNE_PASSWORD_FILE.
         DatabaseUnavailableError: no connection; an ``EmbeddedServerError`` where the embedded server is to blame.
     """
     if url is None:
         server = open_embedded(home)
         database = Database(server.url, server.password, server)
     else:
-        database = Database(*_split_password(_parse(url)))
+        bare, password = _split_password(_parse(url))
+        database = Database(bare, password if password is not None else read_password_file())
     try:
         with database.engine.connect():
             pass
@@ -227,7 +230,7 @@ def _as_unavailable(database: Database, exc: Exception) -> DatabaseUnavailableEr
             f"{place}: {reason}; correct the parameters of the database URL", is_transient=False
         )
     if "authentication failed" in reason or "no password supplied" in reason:
-        remedy = "correct the password in the URL, PGPASSWORD or PGPASSFILE"
+        remedy = "correct the password in the URL, PGPASSWORD or PGPASSFILE, or in the file of DISTUNE_PASSWORD_FILE"
         return DatabaseUnavailableError(f"{place}, refused the login ({reason}); {remedy}", is_transient=False)
     if "does not exist" in reason:
         remedy = f"create it (createdb {name}) or correct the URL"
