@@ -23,7 +23,7 @@ demo: install
 
 # Train the demo's teacher again; the repository ships the result.
 demo-teacher: install
-	$(BIN)/python -m demo.corpus demo/corpus-for-teacher --for-teacher
+	$(BIN)/python -m demo.corpus --for-teacher demo/corpus-for-teacher
 	$(BIN)/python -m demo.teacher --corpus demo/corpus-for-teacher --out demo/teacher
 
 check: install

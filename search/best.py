@@ -7,8 +7,9 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
 
-from search.dispatch import OUTCOME, PROPOSAL, Outcome
+from search.dispatch import OUTCOME, Outcome
 from search.errors import NoResultError
+from search.proposal import PROPOSAL
 from search.study import OpenStudy, only_one, refresh
 from storage.results import Baseline, BestParams, Teacher, WordErrorRate, write_best
 from storage.runs import RunFolder

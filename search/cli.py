@@ -64,8 +64,9 @@ def launch(
     ] = False,
 ) -> None:
     """Create a study and run it to its budget. Ctrl-C is safe: `distune resume` goes on where it stood."""
-    from search.config import load_study_spec, with_name
+    from search.config import with_name
     from search.study import check_spec, create_study, create_tables, load_same_study
+    from search.study_file import load_study_spec
     from storage.database import open_database
 
     spec = load_study_spec(file)
@@ -91,14 +92,12 @@ def resume_(
     home: Home = None,
 ) -> None:
     """Attach to a study again, or extend it."""
-    from search.study import extend_budget, load_study, reopen
+    from search.study import extend_budget, load_study
     from storage.database import open_database
 
     extra = _extra_trials(trials)
     with open_database(storage, home) as database:
         study = load_study(name, database)
-        if study.refusal is not None:
-            study = reopen(study)
         if extra:
             study = extend_budget(study, extra)
         _run(study, workers, storage, home)
@@ -216,9 +215,12 @@ def _run(study: "OpenStudy", workers: int | None, storage: str | None, home: Pat
     from rich.console import Console
 
     from search.coordinator import LocalOptions, coordinate, gpu_devices
+    from search.preflight import reopen
     from search.progress import live_view
     from search.worker import EXIT_INTERRUPTED, StopRequest
 
+    if study.refusal is not None:
+        study = reopen(study)
     console = Console()
     stop = StopRequest()
     stop.install()

@@ -11,23 +11,22 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict
 
 from search import guard
-from search.config import Scalar, StudySpec
+from search.config import Scalar
 from search.errors import BudgetSpentError, ConfigError, LeaseLostError
-from search.samplers import propose
-from search.space import distributions
+from search.proposal import propose_once
+from search.space import trial_spec
 from search.study import OpenStudy
 from storage import leases
 from storage.leases import Expired, Lease
 from storage.schema import PREFLIGHT
+from trainer.config import TrialSpec
 
 log = logging.getLogger(__name__)
 
-PROPOSAL = "distune:proposal"
-"""Key of the trial attribute that holds its parameters and the trials they were proposed from."""
 OUTCOME = "distune:outcome"
 """Key of the trial attribute that holds what it ended with."""
 
@@ -56,6 +55,7 @@ class Claim:
 
     lease: Lease
     trial_id: int
+    spec: TrialSpec
     parameters: dict[str, Scalar]
     last_step: int
     """The largest step already reported: evaluations up to it are neither reported nor judged again."""
@@ -244,54 +244,21 @@ def _create(study: OpenStudy, worker: str) -> Lease | None:
 
 
 def _prepare(study: OpenStudy, lease: Lease) -> Claim:
-    """Make sure that the trial has its parameters, and return it."""
+    """Make sure that the trial has its parameters, and return it.
+
+    Raises:
+        ConfigError: a user enqueued it with parameters that cannot be.
+    """
     assert lease.trial_id is not None
-    trials = study.optuna_study.get_trials(deepcopy=False)
-    trial = next(trial for trial in trials if trial._trial_id == lease.trial_id)
     with guard.fenced(lease):
-        if PROPOSAL not in trial.user_attrs:
-            seen = [
-                each if each.state.is_finished() else as_seen_running(study.spec, each)
-                for each in trials
-                if _can_be_learnt_from(each)
-            ]
-            parameters = propose(study.spec, trial.number, seen, trial.system_attrs.get("fixed_params", {}))
-            proposal = {
-                "parameters": parameters,
-                "finished": sorted(each.number for each in seen if each.state.is_finished()),
-                "running": sorted(each.number for each in seen if not each.state.is_finished()),
-            }
-            study.storage.set_trial_user_attr(lease.trial_id, PROPOSAL, proposal)
-        else:
-            parameters = trial.user_attrs[PROPOSAL]["parameters"]
-        for key, distribution in distributions(study.spec).items():
-            if key not in trial.params:
-                internal = distribution.to_internal_repr(parameters[key])
-                study.storage.set_trial_param(lease.trial_id, key, internal, distribution)
+        proposed = propose_once(study, lease.trial_id)
     return Claim(
         lease=lease,
         trial_id=lease.trial_id,
-        parameters=parameters,
-        last_step=max(trial.intermediate_values, default=-1),
+        spec=trial_spec(study.spec, proposed.parameters),
+        parameters=proposed.parameters,
+        last_step=proposed.last_step,
     )
-
-
-def _can_be_learnt_from(trial: FrozenTrial) -> bool:
-    """Whether a sampler may look at the trial: it has all its parameters, and did not fail."""
-    return trial.state in {TrialState.COMPLETE, TrialState.PRUNED} or (
-        trial.state == TrialState.RUNNING and PROPOSAL in trial.user_attrs
-    )
-
-
-def as_seen_running(spec: StudySpec, trial: FrozenTrial) -> FrozenTrial:
-    """Return a trial as a sampler saw it while it ran: by its proposal, whatever it has reported or become since."""
-    seen = create_trial(
-        state=TrialState.RUNNING,
-        params=trial.user_attrs[PROPOSAL]["parameters"],
-        distributions=distributions(spec),
-    )
-    seen.number = trial.number
-    return seen
 
 
 def _tell(study: OpenStudy, lease: Lease, outcome: Outcome) -> None:

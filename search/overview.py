@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection, func, select
 
 from search.config import Scalar
-from search.dispatch import OUTCOME, PROPOSAL
+from search.dispatch import OUTCOME
+from search.proposal import PROPOSAL
 from search.study import OpenStudy, refresh
 from storage.schema import PREFLIGHT, leases, workers
 

@@ -16,16 +16,13 @@ from sqlalchemy.dialects.postgresql import insert
 
 from search import guard
 from search.config import StudySpec, check_name
-from search.errors import ConfigError, LeaseLostError, StudyError
+from search.errors import ConfigError, StudyError
 from search.pruners import build_pruner
 from search.samplers import check_sampler
 from search.space import baseline, distributions
-from storage import leases
 from storage.database import Database
-from storage.leases import Lease
-from storage.schema import PREFLIGHT, studies
 from storage.schema import create_tables as create_our_tables
-from storage.schema import leases as lease_table
+from storage.schema import studies
 from trainer.events import PreflightResult
 
 
@@ -219,7 +216,7 @@ def load_same_study(spec: StudySpec, database: Database) -> OpenStudy | None:
                     f"study {study.name} exists with another {section}.{key}; choose another study.name, "
                     f"or go on as it is with `distune resume {study.name}`"
                 )
-    return study if study.refusal is None else reopen(study)
+    return study
 
 
 def refresh(study: OpenStudy) -> OpenStudy:
@@ -236,42 +233,6 @@ def extend_budget(study: OpenStudy, trials: int) -> OpenStudy:
     with study.database.engine.begin() as connection:
         connection.execute(
             update(studies).where(studies.c.study_id == study.study_id).values(budget=studies.c.budget + trials)
-        )
-    return refresh(study)
-
-
-def record_preflight(study: OpenStudy, lease: Lease, result: PreflightResult) -> None:
-    """Keep what the preflight found, and open the study for trials.
-
-    Raises:
-        LeaseLostError: another worker's preflight counts.
-    """
-    _close_preflight(study, lease, preflight=result.model_dump(mode="json"), refusal=None)
-
-
-def refuse(study: OpenStudy, lease: Lease, sentence: str) -> None:
-    """End the study before its first trial, with the sentence that says why.
-
-    Raises:
-        LeaseLostError: another worker's preflight counts.
-    """
-    _close_preflight(study, lease, refusal=sentence)
-
-
-def _close_preflight(study: OpenStudy, lease: Lease, **values: object) -> None:
-    with study.database.engine.begin() as connection:
-        if not leases.hold_for_write(connection, lease):
-            raise LeaseLostError(lease.number, lease.attempt)
-        connection.execute(update(studies).where(studies.c.study_id == study.study_id).values(**values))
-    leases.finish(study.database.engine, lease)
-
-
-def reopen(study: OpenStudy) -> OpenStudy:
-    """Let a refused study be checked again: what stood in its way may be mended."""
-    with study.database.engine.begin() as connection:
-        connection.execute(update(studies).where(studies.c.study_id == study.study_id).values(refusal=None))
-        connection.execute(
-            lease_table.delete().where(lease_table.c.study_id == study.study_id, lease_table.c.number == PREFLIGHT)
         )
     return refresh(study)
 

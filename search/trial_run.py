@@ -1,53 +1,28 @@
 """One claimed trial, from its first message to its outcome: the worker's side of a run."""
 
 import logging
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import Literal, TypeVar
+from dataclasses import replace
+from typing import Literal
 
 from search import dispatch
 from search.best import update_best
-from search.child import ChildDiedError, TrainingChild
-from search.dispatch import Claim, Outcome, Sightings
+from search.child import ChildDiedError
+from search.contact import Contact
+from search.dispatch import Claim, Outcome
 from search.errors import LeaseLostError
 from search.keeper import LeaseKeeper
-from search.messages import Checked, Failed, Finished, Judged, Preflight, Reported, Stopped, Train, Up
-from search.space import trial_spec
-from search.study import OpenStudy, record_preflight, refuse
-from storage import leases
-from storage.database import is_connection_error, retrying
+from search.messages import Failed, Finished, Judged, Reported, Stopped, Train, Up
+from storage.database import is_connection_error
 from storage.leases import Lease
-from storage.runs import RunFolder
 from trainer.events import Checkpointed, Evaluated, Progress, TrialResult, Verdict
 
 log = logging.getLogger(__name__)
-
-Answer = TypeVar("Answer")
 
 TICK_S = 0.2
 """How often a worker looks up from its training process."""
 RELEASE_GRACE_S = 60.0
 """How long a training process may take to write its last checkpoint when asked to release its trial."""
-
-
-@dataclass(kw_only=True)
-class Contact:
-    """What a worker needs to run a trial: the study, its name there, its training process, the wish to stop."""
-
-    study: OpenStudy
-    worker: str
-    sightings: Sightings
-    child: TrainingChild
-    stop: threading.Event
-
-    @property
-    def folder(self) -> RunFolder:
-        """The study's run folder, as this machine sees it."""
-        return RunFolder(Path(self.study.spec.study.runs) / self.study.name)
 
 
 class ReleasedError(Exception):
@@ -69,100 +44,25 @@ def run_trial(contact: Contact, claim: Claim) -> None:
         The database's own errors, when it was away for longer than the study's ``database_timeout_s``.
     """
     study = contact.study
-    with LeaseKeeper(study, claim.lease, contact.worker, contact.sightings) as keeper:
+    with contact.keep(claim.lease) as keeper:
         run = TrialRun(contact, claim, keeper)
         try:
             outcome = run.to_outcome()
-            _patiently(contact, dispatch.finish, study, run.lease, outcome)
+            contact.patiently(dispatch.finish, study, run.lease, outcome)
         except LeaseLostError as exc:
             log.info("%s; stopping it here", exc)
             contact.child.kill()
             return
         except ReleasedError as exc:
-            _release(contact, run.lease, keeper, exc.examples)
+            contact.release(run.lease, keeper, exc.examples)
             return
     log.info("trial %d attempt %d: %s", run.lease.number, run.lease.attempt, outcome.kind)
     if outcome.state == "COMPLETE":
         try:
-            _patiently(contact, update_best, study)
+            contact.patiently(update_best, study)
         except OSError as exc:
             # The result is in the database: whoever finishes next, and `distune best`, write the file again.
             log.error("best_params.json cannot be written (%s); free the disk, then run distune best", exc)
-
-
-def run_preflight(contact: Contact, lease: Lease) -> None:
-    """Check the study once, before its first trial; a finding that forbids it ends the study with its sentence."""
-    study = contact.study
-    with LeaseKeeper(study, lease, contact.worker, contact.sightings) as keeper:
-        while not contact.stop.is_set():
-            try:
-                contact.child.send(Preflight(spec=study.spec.trial))
-                while (message := contact.child.receive(TICK_S)) is None:
-                    if keeper.is_lost or contact.stop.is_set():
-                        contact.child.kill()
-                        break
-            except ChildDiedError as exc:
-                message = Failed(cause="error", reason=exc.reason)
-            match message:
-                case Checked(result=result):
-                    _patiently(contact, record_preflight, study, lease, result)
-                    return
-                case Failed(cause="bad_input", reason=reason):
-                    _patiently(contact, refuse, study, lease, reason)
-                    return
-                case Failed(reason=reason):
-                    log.error("the preflight failed: %s\n%s", reason, contact.child.log_tail())
-                    contact.child.kill()
-                    next_lease = _next_attempt(contact, lease, keeper, reason)
-                    if next_lease.fruitless >= study.spec.study.max_attempts:
-                        sentence = f"the preflight failed {next_lease.fruitless} times: {reason}"
-                        _patiently(contact, refuse, study, next_lease, sentence)
-                        return
-                    lease = next_lease
-                case _:
-                    break
-        _release(contact, lease, keeper, 0)
-
-
-def _patiently(contact: Contact, function: Callable[..., Answer], *args: object) -> Answer:
-    """Call ``function``, again and again while the database is away, until asked to stop."""
-    study = contact.study
-    limit_s = study.spec.study.database_timeout_s
-    return retrying(timeout_s=limit_s, stop=contact.stop, before_retry=study.database.revive)(function, *args)
-
-
-def _next_attempt(contact: Contact, lease: Lease, keeper: LeaseKeeper, note: str) -> Lease:
-    """Begin the next attempt on our own lease, after the training process died.
-
-    Raises:
-        LeaseLostError: it is not ours any more.
-    """
-    limits = contact.study.spec.study
-    following = _patiently(
-        contact, partial(leases.next_attempt, contact.study.database.engine, lease, note=note, ttl_s=limits.lease_ttl_s)
-    )
-    if following is None:
-        raise LeaseLostError(lease.number, lease.attempt)
-    keeper.switch(following)
-    return following
-
-
-def _release(contact: Contact, lease: Lease, keeper: LeaseKeeper, examples: int) -> None:
-    """Give the lease back; if the database is away, it runs out by itself."""
-    note = f"released by worker {contact.worker} after {examples} examples"
-    try:
-        retrying(timeout_s=5.0)(
-            leases.release,
-            contact.study.database.engine,
-            lease,
-            note=note,
-            examples=examples,
-            checkpoint=keeper.checkpoint,
-        )
-    except Exception as exc:
-        if not is_connection_error(exc) or not contact.stop.is_set():
-            raise
-        log.warning("the database is away; the lease of trial %d runs out by itself", lease.number)
 
 
 class TrialRun:
@@ -172,7 +72,7 @@ class TrialRun:
         self._contact = contact
         self._study = contact.study
         self._claim = claim
-        self._spec = trial_spec(contact.study.spec, claim.parameters)
+        self._spec = claim.spec
         self._keeper = keeper
         self._started_at = time.monotonic()
         self._unreported: list[Evaluated] = []
@@ -205,7 +105,7 @@ class TrialRun:
                 return self._failed(f"it took longer than study.trial_timeout_s ({limit_s:g} s)", None)
             except ChildDiedError as exc:
                 log.warning("trial %d attempt %d: %s", self.lease.number, self.lease.attempt, exc.reason)
-                lease = _next_attempt(self._contact, self.lease, self._keeper, exc.reason)
+                lease = self._contact.next_attempt(self.lease, self._keeper, exc.reason)
                 self._claim = replace(self._claim, lease=lease)
                 if lease.fruitless >= self._study.spec.study.max_attempts:
                     reason = f"no new checkpoint in {lease.fruitless} attempts: {exc.reason}"
@@ -294,7 +194,7 @@ class TrialRun:
         """Report what still waits before the trial is told, however long the database is away."""
         while self._unreported:
             event = self._unreported[0]
-            _patiently(self._contact, dispatch.report, self._study, self._claim, event.examples, event.metrics.wer)
+            self._contact.patiently(dispatch.report, self._study, self._claim, event.examples, event.metrics.wer)
             self._unreported.pop(0)
 
     def _watch(self) -> None:
@@ -326,9 +226,9 @@ class TrialRun:
         """A loss that is no number tells the sampler something: the worst error rate seen, as a pruned trial."""
         self._drain()
         marks = [mark for mark in self._spec.evaluation_marks if mark > max(failed.examples, self._claim.last_step)]
-        worst = _patiently(self._contact, dispatch.worst_reported, self._study)
+        worst = self._contact.patiently(dispatch.worst_reported, self._study)
         if marks:
-            _patiently(self._contact, dispatch.report, self._study, self._claim, marks[0], worst)
+            self._contact.patiently(dispatch.report, self._study, self._claim, marks[0], worst)
         return self._outcome("PRUNED", "diverged", worst, reason=failed.reason)
 
     def _failed(self, reason: str, log_tail: str | None) -> Outcome:

@@ -19,10 +19,12 @@ from optuna.storages import RDBStorage
 
 from search import dispatch
 from search.child import TrainingChild
+from search.contact import Contact
 from search.dispatch import Claim, PreflightClaim, Sightings, Spent, Wait
 from search.errors import SearchError
+from search.preflight import run_preflight
 from search.study import OpenStudy, list_open_names, load_study, open_storage, refresh
-from search.trial_run import Contact, run_preflight, run_trial
+from search.trial_run import run_trial
 from storage import leases
 from storage.database import Database, is_connection_error, retrying
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from search.config import parse_study_spec
-from search.dispatch import PROPOSAL
+from search.proposal import PROPOSAL
 from search.space import recorded_parameters, trial_spec
+from search.study_file import parse_study_spec
 from storage.results import read_best
 from tests.e2e.conftest import Playground
 from tests.homes import MakeHome, has_server

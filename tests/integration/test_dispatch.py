@@ -9,8 +9,9 @@ from optuna.trial import TrialState
 from sqlalchemy import text
 
 from search import dispatch, guard
-from search.dispatch import PROPOSAL, Claim, Outcome, PreflightClaim, Sightings, Spent, Wait
+from search.dispatch import Claim, Outcome, PreflightClaim, Sightings, Spent, Wait
 from search.errors import BudgetSpentError, LeaseLostError
+from search.proposal import PROPOSAL, as_seen_running
 from search.samplers import propose
 from search.space import baseline
 from search.study import OpenStudy, create_study, extend_budget, load_study
@@ -351,7 +352,7 @@ def test_parameters_can_be_replayed_from_the_trials_that_were_seen(database: Dat
         proposal = trial.user_attrs[PROPOSAL]
         assert trial.params == proposal["parameters"]
         seen = [trials[number] for number in proposal["finished"]]
-        seen += [dispatch.as_seen_running(study.spec, trials[number]) for number in proposal["running"]]
+        seen += [as_seen_running(study.spec, trials[number]) for number in proposal["running"]]
         assert propose(study.spec, trial.number, seen, {}) == trial.params
     assert any(trial.user_attrs[PROPOSAL]["running"] for trial in trials)
     assert len({trial.params["lr"] for trial in trials}) == 16

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.config import load_study_spec, parse_study_spec
 from search.errors import ConfigError
+from search.study_file import load_study_spec, parse_study_spec
 
 GOOD = """\
 study:
