@@ -213,6 +213,7 @@ def dashboard(
 def _run(study: "OpenStudy", workers: int | None, storage: str | None, home: Path | None) -> None:
     """Coordinate a study, show it, and print its winner."""
     from rich.console import Console
+    from rich.logging import RichHandler
 
     from search.coordinator import LocalOptions, coordinate, gpu_devices
     from search.preflight import reopen
@@ -222,6 +223,9 @@ def _run(study: "OpenStudy", workers: int | None, storage: str | None, home: Pat
     if study.refusal is not None:
         study = reopen(study)
     console = Console()
+    # Through the console: what is written past it would tear the live table.
+    handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     stop = StopRequest()
     stop.install()
     count = workers if workers is not None else max(1, len(gpu_devices()))

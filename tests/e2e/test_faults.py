@@ -11,7 +11,7 @@ from search.overview import TrialGlance
 from tests.e2e.conftest import Playground, children, worker_pid
 from tests.studies import wait_for
 
-LONG = 2400
+LONG = 1600
 """Examples of a trial that takes long enough to be caught in the middle."""
 
 
@@ -20,14 +20,14 @@ def is_in_the_middle(trial: TrialGlance) -> bool:
 
 
 def test_a_killed_workers_trial_is_finished_by_another_from_its_checkpoint(playground: Playground) -> None:
-    launch = playground.start("launch", playground.write(trials=3, examples=LONG), "--workers", "2")
+    launch = playground.start("launch", playground.write(trials=2, examples=LONG), "--workers", "2")
     victim = playground.wait_for_trial(is_in_the_middle)
     reported = dict(playground.study().optuna_study.get_trials()[victim.number].intermediate_values)
     os.kill(worker_pid(victim), signal.SIGKILL)
     output, _ = launch.communicate(timeout=200)
     assert launch.returncode == 0, output
     trials = playground.study().optuna_study.get_trials()
-    assert len(trials) == 3
+    assert len(trials) == 2
     assert all(trial.state in {TrialState.COMPLETE, TrialState.PRUNED} for trial in trials)
     assert reported.items() <= trials[victim.number].intermediate_values.items()
     status = json.loads(playground.run("status", "tiny", "--json"))
@@ -112,7 +112,7 @@ def test_a_preempted_worker_hands_its_trial_on_at_once(playground: Playground) -
 
 
 def test_workers_finish_the_budget_without_their_coordinator(playground: Playground) -> None:
-    launch = playground.start("launch", playground.write(trials=3, examples=LONG))
+    launch = playground.start("launch", playground.write(trials=2, examples=LONG))
     playground.wait_for_trial(is_in_the_middle)
     launch.kill()
     wait_for(lambda: playground.look().is_over, timeout_s=120)

@@ -45,7 +45,10 @@ class Service:
             assert found or self.process.poll() is None, self.output
             return found
 
-        return wait_for(look, timeout_s=90)
+        try:
+            return wait_for(look, timeout_s=90)
+        except AssertionError as exc:
+            raise AssertionError(f"{pattern!r} is not in: {self.output}") from exc
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> None:
         """Ask it to end, as `docker compose stop` does, and see that it ends well."""
@@ -75,9 +78,6 @@ class Compose:
     def start(self, name: str, **environment: str) -> Service:
         """Start the service's command."""
         service = SERVICES[name]
-        secret = Path(self.path("/run/secrets/postgres_password"))
-        secret.parent.mkdir(parents=True, exist_ok=True)
-        secret.write_text(self.password + "\n")
         targets = [mount["target"] for mount in service.get("volumes", [])]
         for target in targets:
             Path(self.path(target)).mkdir(parents=True, exist_ok=True)
@@ -135,6 +135,10 @@ def compose(tmp_path: Path, empty_database: Database, server: EmbeddedServer) ->
     """The services over an empty database; all that a test leaves running is ended."""
     assert server.password
     compose = Compose(tmp_path, empty_database, server.password)
+    # Once, before anything starts: a service that reads the secret while it is written finds it empty, and ends.
+    secret = Path(compose.path("/run/secrets/postgres_password"))
+    secret.parent.mkdir(parents=True)
+    secret.write_text(server.password + "\n")
     yield compose
     for pid in compose.processes():
         with contextlib.suppress(ProcessLookupError):

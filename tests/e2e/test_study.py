@@ -17,7 +17,7 @@ from trainer.config import TrialSpec
 
 @pytest.mark.parametrize("workers", [2, 4, 8])
 def test_a_study_ends_with_exactly_its_budget(playground: Playground, workers: int) -> None:
-    output = playground.run("launch", playground.write(trials=12), "--workers", str(workers))
+    output = playground.run("launch", playground.write(trials=12, examples=32), "--workers", str(workers))
     states = Counter(trial.state.name for trial in playground.study().optuna_study.get_trials())
     assert sum(states.values()) == 12
     assert states["COMPLETE"] + states["PRUNED"] == 12
@@ -55,8 +55,12 @@ def test_best_params_leads_back_to_the_same_configuration(playground: Playground
 
 
 def test_one_worker_gives_the_same_study_twice(playground: Playground) -> None:
-    playground.run("launch", playground.write(trials=5, name="one", sampler={"name": "tpe", "n_startup_trials": 2}))
-    playground.run("launch", playground.write(trials=5, name="two", sampler={"name": "tpe", "n_startup_trials": 2}))
+    playground.run(
+        "launch", playground.write(trials=4, examples=32, name="one", sampler={"name": "tpe", "n_startup_trials": 2})
+    )
+    playground.run(
+        "launch", playground.write(trials=4, examples=32, name="two", sampler={"name": "tpe", "n_startup_trials": 2})
+    )
     one, two = (
         [
             (trial.state, trial.params, trial.value, trial.intermediate_values, trial.user_attrs[PROPOSAL])

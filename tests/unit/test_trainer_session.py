@@ -1,8 +1,6 @@
 """Preflight, and what is kept loaded between runs."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -66,22 +64,3 @@ def test_a_student_of_another_model_is_trained_and_tested_once(tmp_path: Path) -
     assert result.test is not None
     assert result.test.wer == result.dev.wer
     assert len(listener.evaluations()) == 3
-
-
-def test_importing_the_trainer_has_no_effect() -> None:
-    """No device is asked, nothing is seeded, no logging is configured, no environment variable is set."""
-    code = """
-import logging, os, sys
-before = dict(os.environ)
-import torch
-state = torch.get_rng_state()
-import trainer.session
-assert not torch.cuda.is_initialized()
-assert torch.equal(torch.get_rng_state(), state)
-assert not logging.getLogger().handlers
-assert {k: v for k, v in os.environ.items() if k not in before and "KMP" not in k} == {}, os.environ.keys() - before
-import trainer
-assert trainer.__file__.startswith(os.getcwd()), trainer.__file__
-"""
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
