@@ -232,9 +232,7 @@ def _run(study: "OpenStudy", workers: int | None, storage: str | None, home: Pat
     with live_view(console) as show:
         overview = coordinate(study, LocalOptions(count=count, storage=storage, home=home), show, stop)
     if overview.refusal is not None:
-        raise ConfigError(
-            f"study {study.name} is refused: {overview.refusal}; then go on with `distune resume {study.name}`"
-        )
+        raise ConfigError(f"study {study.name} is refused: {overview.refusal}; then launch it again")
     if not overview.is_over:
         console.print(f"stopped; go on with: distune resume {study.name}", highlight=False)
         raise typer.Exit(EXIT_INTERRUPTED)

@@ -12,11 +12,10 @@ from search.child import ChildDiedError
 from search.contact import Contact
 from search.errors import LeaseLostError
 from search.messages import Checked, Failed, Preflight, Up
-from search.study import OpenStudy, refresh
+from search.study import OpenStudy, forget_preflight, refresh
 from storage import leases
 from storage.leases import Lease
-from storage.schema import PREFLIGHT, studies
-from storage.schema import leases as lease_table
+from storage.schema import studies
 from trainer.events import PreflightResult
 
 log = logging.getLogger(__name__)
@@ -94,7 +93,5 @@ def reopen(study: OpenStudy) -> OpenStudy:
     """Let a refused study be checked again: what stood in its way may be mended."""
     with study.database.engine.begin() as connection:
         connection.execute(update(studies).where(studies.c.study_id == study.study_id).values(refusal=None))
-        connection.execute(
-            lease_table.delete().where(lease_table.c.study_id == study.study_id, lease_table.c.number == PREFLIGHT)
-        )
+        forget_preflight(connection, study.study_id)
     return refresh(study)

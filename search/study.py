@@ -11,7 +11,7 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState, create_trial
-from sqlalchemy import Row, select, text, update
+from sqlalchemy import Connection, Row, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from search import guard
@@ -21,8 +21,8 @@ from search.pruners import build_pruner
 from search.samplers import check_sampler
 from search.space import baseline, distributions
 from storage.database import Database
+from storage.schema import PREFLIGHT, leases, studies
 from storage.schema import create_tables as create_our_tables
-from storage.schema import studies
 from trainer.events import PreflightResult
 
 
@@ -92,8 +92,8 @@ def check_spec(spec: StudySpec) -> None:
 def create_study(spec: StudySpec, database: Database) -> OpenStudy:
     """Create the study, its configuration inside, with the baseline as its first waiting trial.
 
-    Our row comes last: no worker sees the study before its baseline is there. If we die on the way, the next launch
-    of the same name finds a study without row that nobody ran, and completes it.
+    Our row comes last: no worker sees the study before its baseline is there. A study of this name that nobody ran
+    is made anew: a launch died on the way, or the preflight refused it and the study file was mended.
 
     Raises:
         ConfigError: the configuration is refused.
@@ -107,17 +107,20 @@ def create_study(spec: StudySpec, database: Database) -> OpenStudy:
             study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
         except DuplicatedStudyError:
             study = optuna.load_study(storage=storage, study_name=name)
-            if _row(study._study_id, database) is not None or not _nobody_ran(study):
+            row = _row(study._study_id, database)
+            if not _nobody_ran(study) or (row is not None and row.refusal is None):
                 raise StudyError(
                     f"study {name} exists already; go on with `distune resume {name}`, or choose another study.name"
                 ) from None
         _enqueue_baseline(study, spec)
         study.set_user_attr("distune", "run by distune: change its budget with `distune resume`")
+        fresh = {"budget": spec.study.trials, "spec": spec.model_dump(mode="json"), "preflight": None, "refusal": None}
         with database.engine.begin() as connection:
+            forget_preflight(connection, study._study_id)
             connection.execute(
-                insert(studies).values(
-                    study_id=study._study_id, budget=spec.study.trials, spec=spec.model_dump(mode="json")
-                )
+                insert(studies)
+                .values(study_id=study._study_id, **fresh)
+                .on_conflict_do_update(index_elements=["study_id"], set_=fresh)
             )
     return load_study(name, database, storage)
 
@@ -135,6 +138,11 @@ def _enqueue_baseline(study: optuna.Study, spec: StudySpec) -> None:
         study._storage.create_new_trial(study._study_id, waiting)
     (trial,) = study.get_trials(deepcopy=False)
     study._storage.set_trial_system_attr(trial._trial_id, "fixed_params", fixed)
+
+
+def forget_preflight(connection: Connection, study_id: int) -> None:
+    """Let the study be checked again."""
+    connection.execute(leases.delete().where(leases.c.study_id == study_id, leases.c.number == PREFLIGHT))
 
 
 def _row(study_id: int, database: Database) -> Row[Any] | None:

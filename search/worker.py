@@ -21,7 +21,7 @@ from search import dispatch
 from search.child import TrainingChild
 from search.contact import Contact
 from search.dispatch import Claim, PreflightClaim, Sightings, Spent, Wait
-from search.errors import SearchError
+from search.errors import SearchError, StudyError
 from search.preflight import run_preflight
 from search.study import OpenStudy, list_open_names, load_study, open_storage, refresh
 from search.trial_run import run_trial
@@ -83,7 +83,12 @@ def run_worker(options: WorkerOptions, database: Database, stop: threading.Event
     child = TrainingChild()
     try:
         for study in _studies(options, database, stop):
-            _serve(study, options, child, stop)
+            try:
+                _serve(study, options, child, stop)
+            except StudyError as exc:
+                if options.study is not None:
+                    raise
+                log.warning("%s; going on with the other studies", exc)
     finally:
         child.close()
         try:

@@ -117,10 +117,10 @@ def test_a_study_with_bad_data_is_refused_with_one_sentence_and_can_be_mended(pl
     file.write_text(file.read_text().replace(str(playground.material / "train"), str(truncated)))
     output = playground.run("launch", file, code=2)
     (sentence,) = [line for line in output.splitlines() if line.startswith("distune:")]
-    assert "1-1-0000" in sentence and "distune resume tiny" in sentence
+    assert "1-1-0000" in sentence and sentence.endswith("then launch it again")
     assert all(not trial.state.is_finished() for trial in playground.study().optuna_study.get_trials())
     real = playground.material / "train" / "1" / "1"
     for path in real.iterdir():
         (speaker / path.name).write_bytes(path.read_bytes())
-    playground.run("resume", "tiny")
+    playground.run("launch", file)
     assert playground.look().is_over

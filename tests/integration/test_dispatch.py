@@ -4,17 +4,19 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 from sqlalchemy import text
 
 from search import dispatch, guard
 from search.dispatch import Claim, Outcome, PreflightClaim, Sightings, Spent, Wait
-from search.errors import BudgetSpentError, LeaseLostError
+from search.errors import BudgetSpentError, LeaseLostError, StudyError
+from search.preflight import refuse
 from search.proposal import PROPOSAL, as_seen_running
 from search.samplers import propose
 from search.space import baseline
-from search.study import OpenStudy, create_study, extend_budget, load_study
+from search.study import OpenStudy, create_study, extend_budget, load_study, open_storage
 from storage import leases
 from storage.database import Database, open_database
 from storage.schema import PREFLIGHT
@@ -380,3 +382,44 @@ def test_the_baseline_is_never_pruned_and_others_are(database: Database) -> None
     dispatch.finish(study, good.lease, finished(0.1))
     assert not dispatch.report(study, base, 100, 0.9)
     assert dispatch.report(study, claim_trial(study), 100, 0.9)
+
+
+def test_a_refused_study_is_made_anew_by_the_next_launch_and_a_running_one_is_not(database: Database) -> None:
+    study = create_study(make_study_spec(), database)
+    claimed = claim_now(study)
+    assert isinstance(claimed, PreflightClaim)
+    refuse(study, claimed.lease, "the data folder does not exist")
+    again = create_study(make_study_spec(trials=9, max_attempts=7), database)
+    assert (again.study_id, again.budget, again.refusal) == (study.study_id, 9, None)
+    assert again.spec.study.max_attempts == 7
+    assert isinstance(claim_now(again), PreflightClaim)
+    with pytest.raises(StudyError, match="study s exists already"):
+        create_study(make_study_spec(), database)
+    assert len(again.optuna_study.get_trials()) == 1
+
+
+def test_a_launch_that_died_half_way_is_completed_by_the_next(database: Database) -> None:
+    half = optuna.create_study(storage=open_storage(database), study_name="s", direction="minimize")
+    half.enqueue_trial({"lr": 0.009})
+    study = open_for_trials(database)
+    assert claim_trial(study).parameters == baseline(study.spec)
+
+
+def test_eight_launches_at_once_make_one_study(database: Database) -> None:
+    made: list[object] = []
+
+    def launch() -> None:
+        with open_database(database.url.set(password=database._password).render_as_string(False)) as mine:
+            try:
+                made.append(create_study(make_study_spec(), mine))
+            except StudyError as exc:
+                made.append(exc)
+
+    threads = [threading.Thread(target=launch) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(isinstance(each, OpenStudy) for each in made) == 1
+    assert len(made) == 8
+    assert len(load_study("s", database).optuna_study.get_trials()) == 1
