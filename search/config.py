@@ -11,7 +11,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from search.errors import ConfigError
-from trainer.config import Count, Positive, Spec, TrialSpec
+from trainer.config import TrialSpec
+from trainer.spec import Count, Positive, Spec
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
