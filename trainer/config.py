@@ -41,6 +41,16 @@ class TeacherSpec(Spec):
     """A local directory, or a hub name, as ``from_pretrained`` takes it."""
     language: str | None = None
     """Prompt language of a multilingual model, e.g. ``en``; English-only and toy models take none."""
+    device: Literal["auto", "cpu"] = "auto"
+    """``cpu`` leaves the GPU's memory to the student: slow, in float32. ``auto``: where the student is."""
+    load_in_8bit: bool = False
+    """Half of fp16's memory on a GPU, by bitsandbytes (the extra ``8bit``)."""
+
+    @model_validator(mode="after")
+    def _eight_bits_are_on_a_gpu(self) -> "TeacherSpec":
+        if self.load_in_8bit and self.device == "cpu":
+            raise ValueError("teacher.load_in_8bit needs a GPU but teacher.device is cpu; remove one of them")
+        return self
 
 
 class LossSpec(Spec):
