@@ -62,9 +62,12 @@ def launch(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the study if it exists; for services that are restarted.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a study that searches what cannot change the student.")
+    ] = False,
 ) -> None:
     """Create a study and run it to its budget. Ctrl-C is safe: `distune resume` goes on where it stood."""
-    from search.config import with_name
+    from search.config import with_name, with_strict
     from search.study import check_spec, create_study, create_tables, load_same_study
     from search.study_file import load_study_spec
     from storage.database import open_database
@@ -72,6 +75,8 @@ def launch(
     spec = load_study_spec(file)
     if name is not None:
         spec = with_name(spec, name)
+    if strict:
+        spec = with_strict(spec)
     check_spec(spec)
     url = storage or spec.study.storage
     with open_database(url, home) as database:
@@ -231,6 +236,8 @@ def _run(study: "OpenStudy", workers: int | None, storage: str | None, home: Pat
     count = workers if workers is not None else max(1, len(gpu_devices()))
     with live_view(console) as show:
         overview = coordinate(study, LocalOptions(count=count, storage=storage, home=home), show, stop)
+    if overview.refusal is not None and overview.dead_knobs:  # it is strict: mending what it reads does not help
+        raise ConfigError(f"study {study.name} is refused: {overview.refusal}")
     if overview.refusal is not None:
         raise ConfigError(f"study {study.name} is refused: {overview.refusal}; then launch it again")
     if not overview.is_over:

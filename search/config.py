@@ -11,7 +11,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from search.errors import ConfigError
-from trainer.config import Count, Positive, Spec, TrialSpec
+from trainer.config import TrialSpec
+from trainer.spec import Count, Positive, Spec
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
@@ -86,6 +87,8 @@ class StudySection(Spec):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     sampler: SamplerSpec = SamplerSpec()
     pruner: PrunerSpec = PrunerSpec(options={"n_startup_trials": 5, "warmup_fraction": 0.1})
+    strict: bool = False
+    """Refuse a study that searches a field which cannot change the student, in place of a warning."""
     storage: str | None = None
     """A PostgreSQL URL without password; the embedded server when absent."""
     runs: str = "runs"
@@ -153,6 +156,11 @@ def check_name(name: str) -> str:
             f"{name!r} cannot name a study; use 1 to 100 of A-Z a-z 0-9 . _ - and start with a letter or digit"
         )
     return name
+
+
+def with_strict(spec: StudySpec) -> StudySpec:
+    """Return the same study, refused if it searches a field which cannot change the student."""
+    return spec.model_copy(update={"study": spec.study.model_copy(update={"strict": True})})
 
 
 def with_name(spec: StudySpec, name: str) -> StudySpec:

@@ -67,6 +67,8 @@ class Overview(Glance):
     """pending, running, done or refused."""
     refusal: str | None
     warnings: tuple[str, ...]
+    dead_knobs: tuple[str, ...]
+    """Searched fields that cannot change the student; ``warnings`` say why."""
     trials_per_hour: float | None
     seconds_left: float | None
     """Estimated from the trials finished so far."""
@@ -104,6 +106,7 @@ def look_at(study: OpenStudy) -> Overview:
         preflight=_preflight(study, owners.get(PREFLIGHT)),
         refusal=study.refusal,
         warnings=study.preflight.warnings if study.preflight else (),
+        dead_knobs=study.preflight.dead_knobs if study.preflight else (),
         trials_per_hour=per_hour,
         seconds_left=(study.budget - finished) / per_hour * 3600 if per_hour else None,
     )

@@ -10,6 +10,7 @@ from sqlalchemy import update
 
 from search.child import ChildDiedError
 from search.contact import Contact
+from search.dead_knobs import judge
 from search.errors import LeaseLostError
 from search.messages import Checked, Failed, Preflight, Up
 from search.study import OpenStudy, forget_preflight, refresh
@@ -64,12 +65,13 @@ def _ask(contact: Contact) -> Up | None:
 
 
 def accept(study: OpenStudy, lease: Lease, result: PreflightResult) -> None:
-    """Keep what the preflight found, and open the study for trials.
+    """Keep what the preflight found, and open the study for trials, unless it is strict and searches a dead knob.
 
     Raises:
         LeaseLostError: another worker's preflight counts.
     """
-    _close(study, lease, preflight=result.model_dump(mode="json"), refusal=None)
+    judged, refusal = judge(study.spec, result)
+    _close(study, lease, preflight=judged.model_dump(mode="json"), refusal=refusal)
 
 
 def refuse(study: OpenStudy, lease: Lease, sentence: str) -> None:
@@ -92,6 +94,8 @@ def _close(study: OpenStudy, lease: Lease, **values: object) -> None:
 def reopen(study: OpenStudy) -> OpenStudy:
     """Let a refused study be checked again: what stood in its way may be mended."""
     with study.database.engine.begin() as connection:
-        connection.execute(update(studies).where(studies.c.study_id == study.study_id).values(refusal=None))
+        connection.execute(
+            update(studies).where(studies.c.study_id == study.study_id).values(refusal=None, preflight=None)
+        )
         forget_preflight(connection, study.study_id)
     return refresh(study)

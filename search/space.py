@@ -77,6 +77,14 @@ def recorded_parameters(spec: StudySpec, trial: TrialSpec) -> dict[str, Scalar]:
     return {key: _get(trial, field_path(spec.trial, key)) for key in spec.space}
 
 
+def searched_values(spec: StudySpec, path: str) -> tuple[Scalar, ...]:
+    """Return the values that a field takes in a study: its choices, the bounds of its range, or its one value."""
+    for key, parameter in spec.space.items():
+        if field_path(spec.trial, key) == path:
+            return parameter.choices or (parameter.low, parameter.high)
+    return (_get(spec.trial, path),)
+
+
 def field_path(trial: TrialSpec, key: str) -> str:
     """Return the dotted name of the field that ``key`` means.
 
@@ -89,6 +97,9 @@ def field_path(trial: TrialSpec, key: str) -> str:
     open_paths = [path for path in paths if not _is_fixed(path)]
     matches = [path for path in open_paths if path == key or path.endswith("." + key)]
     if not matches:
+        absent = [path for path in open_paths if key.startswith(path + ".") and _get(trial, path) is None]
+        if absent:
+            raise ConfigError(f"space.{key}: trial.{absent[0]} is absent; give it, for it is the baseline's")
         names = [*open_paths, *(path.rsplit(".", 1)[-1] for path in open_paths)]
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "use a dotted name such as optim.lr"

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -119,7 +119,8 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
         field = model.model_fields.get(str(part))
         if field is None:
             return []
-        model = field.annotation
+        # An optional part, such as student.lora, is annotated as a union.
+        model = next((each for each in get_args(field.annotation) if each is not type(None)), field.annotation)
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return []
     return list(model.model_fields)

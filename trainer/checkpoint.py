@@ -25,6 +25,7 @@ def fingerprint_run(spec: TrialSpec, data_fingerprint: str) -> str:
     """
     content = spec.model_dump(mode="json", exclude={"data": {"train", "dev", "test"}, "runtime": True})
     content["teacher"].pop("model")
+    content["teacher"].pop("device")
     content["student"].pop("model")
     content["optim"].pop("micro_batch_size")
     content["evaluation"].pop("batch_size")

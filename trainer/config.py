@@ -6,18 +6,10 @@ the search space by its dotted name (``loss.kl_weight``, ``optim.lr``, …).
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Spec(BaseModel):
-    """Base of every configuration part: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+from trainer.spec import Count, Fraction, NonNegative, Positive, Spec
+from trainer.student_spec import WhisperStudentSpec
 
 
 class DataSpec(Spec):
@@ -49,44 +41,15 @@ class TeacherSpec(Spec):
     """A local directory, or a hub name, as ``from_pretrained`` takes it."""
     language: str | None = None
     """Prompt language of a multilingual model, e.g. ``en``; English-only and toy models take none."""
-
-
-class LayersSpec(Spec):
-    """Which layers of the model a student starts from, and what becomes of them."""
-
-    keep: Literal["all"] | Count | tuple[Annotated[int, Field(ge=0)], ...] = "all"
-    """``all``, how many (taken at maximally spaced depths), or the layers' indices."""
-    init: Literal["copy", "random"] = "copy"
-    """``random``: the kept layers, and the front end before them, forget their weights."""
-    frozen: bool = False
+    device: Literal["auto", "cpu"] = "auto"
+    """``cpu`` leaves the GPU's memory to the student: slow, in float32. ``auto``: where the student is."""
+    load_in_8bit: bool = False
+    """Half of fp16's memory on a GPU, by bitsandbytes (the extra ``8bit``)."""
 
     @model_validator(mode="after")
-    def _random_layers_can_learn(self) -> "LayersSpec":
-        if self.init == "random" and self.frozen:
-            raise ValueError("layers with init: random would never learn while frozen; write frozen: false")
-        return self
-
-
-class EncoderSpec(LayersSpec):
-    """As ``LayersSpec``, but frozen unless said otherwise: a partial ``encoder`` section must not thaw the encoder."""
-
-    frozen: bool = True
-
-
-class WhisperStudentSpec(Spec):
-    """A Whisper made from another one by keeping some of its layers."""
-
-    kind: Literal["whisper"] = "whisper"
-    model: str | None = None
-    """Where the kept layers come from: a local directory or hub name; the teacher when absent."""
-    encoder: EncoderSpec = EncoderSpec()
-    decoder: LayersSpec = LayersSpec()
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-
-    @model_validator(mode="after")
-    def _something_learns(self) -> "WhisperStudentSpec":
-        if self.encoder.frozen and self.decoder.frozen:
-            raise ValueError("student.encoder and student.decoder are both frozen, so nothing would learn; free one")
+    def _eight_bits_are_on_a_gpu(self) -> "TeacherSpec":
+        if self.load_in_8bit and self.device == "cpu":
+            raise ValueError("teacher.load_in_8bit needs a GPU but teacher.device is cpu; remove one of them")
         return self
 
 
@@ -141,6 +104,8 @@ class RuntimeSpec(Spec):
     """Torch threads of the training process; torch's own choice when absent."""
     loader_processes: Annotated[int, Field(ge=0)] = 0
     """Processes that decode audio ahead where the data set is too large to be kept in memory; 0: none."""
+    activation_checkpointing: bool = False
+    """Compute the student's activations again in the backward pass: less memory, more time, the same gradient."""
 
 
 class TrialSpec(Spec):

@@ -100,6 +100,15 @@ class Split(Event):
     """Reason → how many utterances were left out for it."""
 
 
+class TermReach(Event):
+    """What one term of the loss trains, as a measured backward pass of it alone says."""
+
+    term: str
+    """``cross_entropy``, ``kl`` or ``geodesic``."""
+    tensors: int
+    """Trainable tensors of the student that get a gradient from it. 0: it trains nothing that is kept."""
+
+
 class PreflightResult(Event):
     """What was checked once, before the first trial."""
 
@@ -110,9 +119,15 @@ class PreflightResult(Event):
     teacher_test: Metrics | None
     student_parameters: int
     trainable_parameters: int
+    trainable_tensors: int
+    reach: tuple[TermReach, ...]
+    has_dropout: bool
+    """Whether ``student.dropout`` changes anything."""
     device: str
     precision: str
     warnings: tuple[str, ...] = ()
+    dead_knobs: tuple[str, ...] = ()
+    """Searched fields that cannot change the student; filled in by whoever knows what is searched."""
 
 
 RunEvent = Annotated[Progress | Evaluated | Checkpointed, Field(discriminator="kind")]

@@ -14,7 +14,7 @@ from trainer.evaluation import EvaluationSet, evaluate
 from trainer.events import Checkpointed, Checkpoints, Evaluated, Metrics, Report, RunLog, TrialResult, Verdict
 from trainer.journal import Journal
 from trainer.material import Material
-from trainer.progress import Pace, check_loss, watch
+from trainer.progress import Pace, check_gradients, check_loss, watch
 from trainer.runtime import measure_peak_memory, reset_peak_memory
 from trainer.state import TrainState, start_state
 from trainer.step import take_step
@@ -42,7 +42,7 @@ def train(spec: TrialSpec, material: Material, checkpoints: Checkpoints, report:
         StoppedError: The caller said so.
         DivergedError: The loss is not finite.
         MemoryExhaustedError: Not even one example at a time fits on the device.
-        BadInputError: The checkpoint is not this run's, or an audio file cannot be decoded.
+        BadInputError: The checkpoint is not this run's, an audio file cannot be decoded, or an adapter learns nothing.
     """
     reset_peak_memory(material.runtime)
     with Journal(log) as journal:
@@ -102,6 +102,7 @@ def train_to_budget(run: Run, state: TrainState) -> None:
     evaluate_marks(run, state, pace)  # a run released while it evaluated goes on with that evaluation
     for examples in steps:
         take_step(run.spec, run.material, state, examples)
+        check_gradients(run.spec, run.material.runtime, state)
         progress = watch(run.spec, run.material.runtime, state, run.journal, pace)
         obey(run, state, run.report(progress), pace)
         evaluate_marks(run, state, pace)

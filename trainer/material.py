@@ -56,7 +56,7 @@ def load_material(spec: TrialSpec) -> Material:
         test=choose_utterances(read(spec.data.test), None) if spec.data.test else None,
         vocabulary=vocabulary,
         source=source,
-        teacher=OnlineTeacher(place_teacher(pretrained, runtime)),
+        teacher=OnlineTeacher(place_teacher(pretrained, spec.teacher, runtime)),
         teacher_width=int(pretrained.config.d_model),
         runtime=runtime,
     )

@@ -1,4 +1,4 @@
-"""What is checked once, before the first trial of a study: that the data can be read and the models fit together."""
+"""What is checked once, before the first trial: the data can be read, the models fit, the loss reaches the student."""
 
 from collections.abc import Callable
 
@@ -8,23 +8,27 @@ from trainer.data import describe_conversions, verify
 from trainer.evaluation import EvaluationSet, evaluate
 from trainer.events import Metrics, PreflightResult
 from trainer.material import Material
-from trainer.students import Student, build_student
+from trainer.reach import measure_reach
+from trainer.students import Student
 
 POOR_TEACHER_WER = 0.5
 
 
 def preflight(spec: TrialSpec, material: Material, tick: Callable[[], None]) -> PreflightResult:
-    """Decode every file once, build the student once, and measure the teacher. ``tick`` is called now and then.
+    """Decode every file once, build the student once, and measure what trains it, and the teacher.
+
+    ``tick`` is called now and then.
 
     Loading ``material`` has already checked folders, transcripts, headers, model directories and vocabularies.
 
     Raises:
-        BadInputError: A file cannot be decoded, or the student cannot be built.
+        BadInputError: A file cannot be decoded, the student cannot be built, or a part of it would learn nothing.
     """
     sets = [material.train, material.dev.dataset, *([material.test.dataset] if material.test else [])]
     for dataset in sets:
         verify(dataset.scan, tick)
-    student = build_student(spec.student, material.source, spec.seed)
+    reach = measure_reach(spec, material)
+    tick()
 
     def measure(chosen: EvaluationSet) -> Metrics:
         return evaluate(
@@ -33,7 +37,7 @@ def preflight(spec: TrialSpec, material: Material, tick: Callable[[], None]) -> 
             vocabulary=material.vocabulary,
             teacher=None,
             spec=spec.evaluation,
-            runtime=material.runtime,
+            runtime=material.teacher.runtime(material.runtime),
             tick=tick,
         )
 
@@ -44,8 +48,11 @@ def preflight(spec: TrialSpec, material: Material, tick: Callable[[], None]) -> 
         test=material.test.dataset.scan.summarize() if material.test else None,
         teacher_dev=teacher_dev,
         teacher_test=measure(material.test) if material.test else None,
-        student_parameters=student.count_parameters(),
-        trainable_parameters=student.count_trainable(),
+        student_parameters=reach.parameters,
+        trainable_parameters=reach.trainable_parameters,
+        trainable_tensors=reach.trainable_tensors,
+        reach=reach.terms,
+        has_dropout=reach.has_dropout,
         device=str(material.runtime.device),
         precision=material.runtime.precision,
         warnings=tuple(collect_warnings(spec, sets, teacher_dev)),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from trainer.adapters import require_gradients
 from trainer.config import TrialSpec
 from trainer.errors import DivergedError
 from trainer.events import HistoryRow, Progress
@@ -72,6 +73,23 @@ def watch(spec: TrialSpec, runtime: Runtime, state: TrainState, journal: Journal
     speed = (state.examples - pace.examples) / (now - pace.told_at)
     pace.told_at, pace.examples = now, state.examples
     return Progress(examples=state.examples, loss=means[0], lr=lr, examples_per_second=speed)
+
+
+def check_gradients(spec: TrialSpec, runtime: Runtime, state: TrainState) -> None:
+    """Check, once in a run and as soon as it can be told, that every adapter has received a gradient.
+
+    That is after two steps that moved the weights; with fp16 after the warm-up, because there the first ``lora_B``, as
+    small as the first learning rates, may round to zero and take the gradient of ``lora_A`` with it.
+
+    Raises:
+        BadInputError: An adapter learns nothing.
+    """
+    due = 2 * spec.optim.batch_size
+    if runtime.precision == "fp16":
+        due += math.ceil(spec.optim.warmup_fraction * spec.optim.examples)
+    if spec.student.lora is not None and not state.has_proved_gradients and state.scheduled_examples >= due:
+        require_gradients(state.student, state.optimizer)
+        state.has_proved_gradients = True
 
 
 def check_loss(state: TrainState) -> list[float]:

@@ -32,6 +32,8 @@ class TrainState:
     num_summed: int = 0
     history: list[HistoryRow] = field(default_factory=list)
     evaluations: list[Evaluated] = field(default_factory=list)
+    has_proved_gradients: bool = False
+    """Whether every adapter was seen to have received a gradient; not kept in a checkpoint."""
     micro_batch_size: int | None = None
     """What was found to fit, after the device's memory ran out; not kept in a checkpoint."""
     train_seconds: float = 0.0
@@ -48,6 +50,8 @@ def start_state(spec: TrialSpec, material: Material) -> TrainState:
     student = build_student(spec.student, material.source, spec.seed).to(device).train()
     if not student.trainable():
         raise BadInputError("no parameter of the student learns; keep a layer that is not frozen")
+    if spec.runtime.activation_checkpointing:
+        student.checkpoint_activations()
     width = int(student.whisper.config.d_model)
     projector = (
         build_projector(width, material.teacher_width, spec.seed).to(device) if spec.loss.geo_weight > 0 else None

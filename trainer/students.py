@@ -12,11 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration
 
+from trainer.adapters import add_adapters, require_trainable
 from trainer.batches import Batch
-from trainer.config import LayersSpec, WhisperStudentSpec
 from trainer.errors import BadInputError
 from trainer.pretrained import Pretrained
 from trainer.runtime import mix_seed
+from trainer.student_spec import LayersSpec, WhisperStudentSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class StudentOutputs:
 
 
 class Student(nn.Module):
-    """A Whisper whose frozen side stays in ``eval()`` and out of the graph."""
+    """A Whisper whose frozen side stays in ``eval()`` and out of the graph. A side with adapters is not frozen."""
 
     def __init__(self, whisper: WhisperForConditionalGeneration, *, frozen_encoder: bool, frozen_decoder: bool) -> None:
         super().__init__()
@@ -52,7 +53,9 @@ class Student(nn.Module):
         """Run the encoder, without a graph where it is frozen."""
         encoder = self.whisper.model.encoder
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_encoder):
-            return encoder(features.to(encoder.dtype)).last_hidden_state
+            states = encoder(features.to(encoder.dtype)).last_hidden_state
+        assert not (self.frozen_encoder and states.requires_grad), "something revived the frozen encoder's graph"
+        return states
 
     def decode(
         self, encoder_states: Float[Tensor, "batch time width"], decoder_input_ids: Int[Tensor, "batch tokens"]
@@ -68,6 +71,17 @@ class Student(nn.Module):
     def forward(self, batch: Batch) -> StudentOutputs:
         """Run both."""
         return self.decode(self.encode(batch.features), batch.decoder_input_ids)
+
+    def checkpoint_activations(self) -> None:
+        """Keep only the layers' inputs of a side that learns, and compute the rest again in the backward pass."""
+        for side, is_frozen in (
+            (self.whisper.model.encoder, self.frozen_encoder),
+            (self.whisper.model.decoder, self.frozen_decoder),
+        ):
+            if not is_frozen:
+                side.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+                # Enabled along with it for the reentrant kind; ours needs no gradient at the embeddings.
+                side.disable_input_require_grads()
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters that learn, by name."""
@@ -98,7 +112,8 @@ def build_student(spec: WhisperStudentSpec, source: Pretrained, seed: int) -> St
     """Make a student of the source's kept layers, in float32 on the CPU: the same for a seed, whatever ran before.
 
     Raises:
-        BadInputError: More layers, or others, are asked for than the source has.
+        BadInputError: More layers, or others, are asked for than the source has; or its adapters match no layers, or
+            the wrong ones.
     """
     encoder_layers = choose_layers(spec.encoder, source.config.encoder_layers, f"student.encoder of {source.name}")
     decoder_layers = choose_layers(spec.decoder, source.config.decoder_layers, f"student.decoder of {source.name}")
@@ -118,7 +133,27 @@ def build_student(spec: WhisperStudentSpec, source: Pretrained, seed: int) -> St
         origin = _find_origin(name, spec, encoder_layers, decoder_layers)
         if origin is not None:
             tensor.copy_(tensors[origin])
-    return Student(whisper, frozen_encoder=spec.encoder.frozen, frozen_decoder=spec.decoder.frozen)
+    return _let_learn(whisper, spec, seed)
+
+
+def _let_learn(whisper: WhisperForConditionalGeneration, spec: WhisperStudentSpec, seed: int) -> Student:
+    """Freeze what the configuration freezes, and add its adapters."""
+    lora = spec.lora
+    student = Student(
+        whisper,
+        frozen_encoder=spec.encoder.frozen and not (lora is not None and lora.encoder),
+        frozen_decoder=spec.decoder.frozen and lora is None,
+    )
+    targets: tuple[str, ...] = ()
+    if lora is not None:
+        free = [] if spec.encoder.frozen else [p for p in whisper.model.encoder.parameters() if p.requires_grad]
+        with seeded(mix_seed(seed, 3)):
+            targets = add_adapters(whisper, lora, dropout=spec.dropout)
+        for parameter in free:  # PEFT froze them with all the rest
+            parameter.requires_grad_(True)
+        student.train(False)
+    require_trainable(student, spec, targets)
+    return student
 
 
 def build_projector(student_width: int, teacher_width: int, seed: int) -> RiemannianProjector:

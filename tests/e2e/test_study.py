@@ -124,3 +124,18 @@ def test_a_study_with_bad_data_is_refused_with_one_sentence_and_can_be_mended(pl
         (speaker / path.name).write_bytes(path.read_bytes())
     playground.run("launch", file)
     assert playground.look().is_over
+
+
+def test_a_strict_study_that_searches_a_weight_which_reaches_nothing_is_refused(playground: Playground) -> None:
+    file = playground.write(trials=1)  # its encoder is frozen, and the geodesic term compares encoder states
+    file.write_text(file.read_text().replace("kl_weight:", "geo_weight:"))
+    warning = "searching geo_weight cannot change the student: the geodesic term reaches none of its"
+    output = playground.run("launch", file, "--strict", code=2)
+    assert f"warning: {warning}" in output
+    (sentence,) = [line for line in output.splitlines() if line.startswith("distune:")]
+    assert sentence.startswith(f"distune: study tiny is refused: {warning}")
+    assert sentence.endswith("(--strict refuses what is otherwise a warning); then launch it again")
+    status = json.loads(playground.run("status", "tiny", "--json"))
+    assert (status["preflight"], status["dead_knobs"]) == ("refused", ["loss.geo_weight"])
+    assert any(each.startswith(warning) for each in status["warnings"])
+    assert not any(trial.state.is_finished() for trial in playground.study().optuna_study.get_trials())

@@ -38,6 +38,7 @@ def overview(*trials: TrialGlance, best: TrialGlance | None = None, **fields: ob
         "preflight": "done",
         "refusal": None,
         "warnings": (),
+        "dead_knobs": (),
         "trials_per_hour": 240.0,
         "seconds_left": 150.0,
         **fields,

@@ -6,8 +6,9 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search.errors import ConfigError
-from search.space import baseline, distributions, recorded_parameters, trial_spec
+from search.space import baseline, distributions, recorded_parameters, searched_values, trial_spec
 from tests.studies import make_study_spec
+from trainer.student_spec import LoraSpec, WhisperStudentSpec
 
 
 def test_short_and_dotted_names_mean_the_same_field() -> None:
@@ -47,6 +48,10 @@ def test_the_type_of_the_field_decides_the_distribution() -> None:
         ({"optim.examples": {"low": 1, "high": 2}}, "space.optim.examples: this must be the same for every trial"),
         ({"init": {"choices": ["copy"]}}, "space.init could mean student.encoder.init or student.decoder.init"),
         (
+            {"student.lora.rank": {"low": 4, "high": 16}},
+            "space.student.lora.rank: trial.student.lora is absent; give it",
+        ),
+        (
             {"lr": {"low": 1e-5, "high": 1e-3}, "optim.lr": {"low": 1e-5, "high": 1e-3}},
             "space.optim.lr and space.lr both mean optim.lr; keep one",
         ),
@@ -56,6 +61,31 @@ def test_a_space_that_does_not_fit_the_trial_is_refused(space: dict[str, Any], s
     with pytest.raises(ConfigError) as caught:
         distributions(make_study_spec(space=space))
     assert str(caught.value).startswith(sentence)
+
+
+def test_the_fields_of_adapters_are_searched_by_dotted_name() -> None:
+    space = {
+        "student.lora.rank": {"low": 4, "high": 32, "step": 4},
+        "alpha": {"low": 4, "high": 64, "log": True},
+        "preset": {"choices": ["qv", "qkv"]},
+        "student.lora.dropout": {"low": 0, "high": 0.3},
+        "dropout": {"low": 0, "high": 0.5},
+    }
+    plain = make_study_spec(space=space)
+    student = WhisperStudentSpec(lora=LoraSpec(dropout=0.1))
+    spec = plain.model_copy(update={"trial": plain.trial.model_copy(update={"student": student})})
+    assert distributions(spec)["student.lora.rank"] == IntDistribution(4, 32, step=4)
+    parameters = {"student.lora.rank": 16, "alpha": 32.0, "preset": "qkv", "student.lora.dropout": 0.0, "dropout": 0.2}
+    chosen = trial_spec(spec, parameters).student
+    assert chosen.lora == LoraSpec(rank=16, alpha=32.0, preset="qkv", dropout=0.0)
+    assert chosen.dropout == 0.2 and chosen.decoder.frozen
+
+
+def test_the_values_of_a_field_are_those_it_is_searched_over_or_its_own() -> None:
+    spec = make_study_spec(space={"lr": {"low": 1e-5, "high": 1e-3}, "batch_size": {"choices": [8, 16]}})
+    assert searched_values(spec, "optim.lr") == (1e-5, 1e-3)
+    assert searched_values(spec, "optim.batch_size") == (8, 16)
+    assert searched_values(spec, "loss.temperature") == (2.0,)
 
 
 def test_the_baseline_is_what_the_trial_section_says() -> None:

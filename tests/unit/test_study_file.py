@@ -72,6 +72,11 @@ def test_the_resolved_configuration_reads_back_equal() -> None:
         ("name: tpe", "name: cmaes", "study.yaml:4: study.sampler.name: Input should be 'tpe'"),
         ("dev: dev}", "dev: dev", "study.yaml:11: not YAML: expected ',' or '}'"),
         ("trials: 12", "storage: 'postgresql://u:pw@h/d'", "study.yaml:3: study.storage: holds a password"),
+        (
+            "optim: {lr: 1e-3}",
+            "student: {lora: {rang: 4}}",
+            "study.yaml:12: trial.student.lora.rang: unknown key; did you mean rank?",
+        ),
         ("lr: 1e-3", "lr: .nan", "study.yaml:12: trial.optim.lr: Input should be"),
     ],
 )

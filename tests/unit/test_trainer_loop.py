@@ -234,7 +234,7 @@ def test_a_fingerprint_ignores_places_and_memory_and_nothing_else() -> None:
         return fingerprint_run(make_world().spec(**parts), "data") != fingerprint_run(base, "data")
 
     assert not changed(data={"train": "/elsewhere"}, runtime={"threads": 2}, optim={"micro_batch_size": 1})
-    assert not changed(teacher={"model": "/elsewhere"}, evaluation={"batch_size": 7})
+    assert not changed(teacher={"model": "/elsewhere", "device": "cpu"}, evaluation={"batch_size": 7})
     assert changed(seed=1)
     assert changed(optim={"batch_size": 5})
     assert changed(data={"min_duration_s": 0.2})

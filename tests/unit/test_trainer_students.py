@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.unit.tiny import WORDS, make_model, make_world
-from trainer.config import EncoderSpec, LayersSpec, WhisperStudentSpec
 from trainer.errors import BadInputError
 from trainer.pretrained import Pretrained, load_pretrained
+from trainer.student_spec import EncoderSpec, LayersSpec, WhisperStudentSpec
 from trainer.students import RiemannianProjector, Student, build_projector, build_student, choose_layers
 from trainer.vocabulary import build_vocabulary, require_same_vocabulary
 
