@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration
 
 from trainer.batches import Batch
@@ -19,18 +19,19 @@ from trainer.runtime import Runtime
 class TeacherNeeds:
     """Which of the teacher's outputs somebody will look at; the others are not computed."""
 
-    logits: bool = False
     encoder_states: bool = False
     decoder_states: bool = False
+    """Also what logits are made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOutputs:
     """What the teacher says about a batch; None where it was not asked."""
 
-    logits: Float[Tensor, "batch tokens vocab"] | None = None
     encoder_states: Float[Tensor, "batch time width"] | None = None
     decoder_states: Float[Tensor, "batch tokens width"] | None = None
+    head: nn.Linear | None = None
+    """Makes logits of ``decoder_states``, with which it comes."""
 
 
 @runtime_checkable
@@ -54,25 +55,24 @@ class OnlineTeacher:
         if needs == TeacherNeeds():
             return TeacherOutputs()
         encoder_states = self.model.model.encoder(batch.teacher_features.to(self.model.dtype)).last_hidden_state
-        if not (needs.logits or needs.decoder_states):
+        if not needs.decoder_states:
             return TeacherOutputs(encoder_states=encoder_states)
         decoder_states = self.model.model.decoder(
             input_ids=batch.decoder_input_ids, encoder_hidden_states=encoder_states, use_cache=False
         ).last_hidden_state
         return TeacherOutputs(
-            logits=self.model.proj_out(decoder_states) if needs.logits else None,
             encoder_states=encoder_states if needs.encoder_states else None,
-            decoder_states=decoder_states if needs.decoder_states else None,
+            decoder_states=decoder_states,
+            head=self.model.proj_out,
         )
 
 
 def needs_of(loss: LossSpec) -> TeacherNeeds:
     """Return what the training loss looks at."""
-    has_geodesic = loss.geo_weight > 0
+    compared = {loss.geo_states} if loss.geo_weight > 0 else set()
+    compared |= {loss.hidden_states} if loss.hidden_weight > 0 else set()
     return TeacherNeeds(
-        logits=loss.kl_weight > 0,
-        encoder_states=has_geodesic and loss.geo_states == "encoder",
-        decoder_states=has_geodesic and loss.geo_states == "decoder",
+        encoder_states="encoder" in compared, decoder_states="decoder" in compared or loss.kl_weight > 0
     )
 
 
