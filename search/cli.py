@@ -236,8 +236,6 @@ def _run(study: "OpenStudy", workers: int | None, storage: str | None, home: Pat
     count = workers if workers is not None else max(1, len(gpu_devices()))
     with live_view(console) as show:
         overview = coordinate(study, LocalOptions(count=count, storage=storage, home=home), show, stop)
-    if overview.refusal is not None and overview.dead_knobs:  # it is strict: mending what it reads does not help
-        raise ConfigError(f"study {study.name} is refused: {overview.refusal}")
     if overview.refusal is not None:
         raise ConfigError(f"study {study.name} is refused: {overview.refusal}; then launch it again")
     if not overview.is_over:

@@ -24,7 +24,11 @@ TERMS = (
     Term(
         name="kl",
         weight="loss.kl_weight",
-        fields=("loss.temperature", "loss.kl_warmup_fraction"),
+        fields=(
+            "loss.temperature",
+            "loss.kl_warmup_fraction",
+            *(f"loss.taid.{name}" for name in ("space", "schedule", "start", "end", "alpha", "beta")),
+        ),
         remedy="let the decoder learn",
     ),
     Term(
@@ -33,6 +37,13 @@ TERMS = (
         fields=("loss.geo_states",),
         revived_by=("loss.geo_states", "student.encoder.frozen", "student.lora.encoder"),
         remedy="it trains the projector, which is thrown away; set loss.geo_states: decoder, or let the encoder learn",
+    ),
+    Term(
+        name="hidden",
+        weight="loss.hidden_weight",
+        fields=("loss.hidden_states",),
+        revived_by=("loss.hidden_states", "student.encoder.frozen", "student.lora.encoder"),
+        remedy="it trains a projector, which is thrown away; set loss.hidden_states: decoder, or let the encoder learn",
     ),
 )
 
@@ -76,6 +87,10 @@ def find_dead_knobs(spec: StudySpec, result: PreflightResult) -> tuple[DeadKnob,
                     f"the {term.name} term reaches none of its {result.trainable_tensors} trainable tensors "
                     f"(measured by a backward pass); {term.remedy}"
                 )
+    taid = spec.trial.loss.taid
+    if taid is not None and taid.schedule == "linear" and "loss.taid.schedule" not in keys:
+        for path in ("loss.taid.alpha", "loss.taid.beta"):
+            reasons[path] = "a linear schedule does not look at it; set loss.taid.schedule: adaptive"
     if not result.has_dropout:
         reasons["student.dropout"] = "no part of it that learns has dropout; choose another student"
     reasons["optim.micro_batch_size"] = "it changes memory, never the gradient; set it in the trial section"

@@ -97,9 +97,11 @@ def field_path(trial: TrialSpec, key: str) -> str:
     open_paths = [path for path in paths if not _is_fixed(path)]
     matches = [path for path in open_paths if path == key or path.endswith("." + key)]
     if not matches:
-        absent = [path for path in open_paths if key.startswith(path + ".") and _get(trial, path) is None]
+        # An optional section that is not given is a leaf, and nothing in it can be searched.
+        absent = [path for path in open_paths if path.rsplit(".", 1)[-1] in key.split(".")[:-1]]
         if absent:
-            raise ConfigError(f"space.{key}: trial.{absent[0]} is absent; give it, for it is the baseline's")
+            section = absent[0]
+            raise ConfigError(f"space.{key}: the trial section gives no {section}; add trial.{section} to search in it")
         names = [*open_paths, *(path.rsplit(".", 1)[-1] for path in open_paths)]
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "use a dotted name such as optim.lr"

@@ -9,7 +9,9 @@ from search.config import StudySpec
 Found = TypeVar("Found")
 
 
-def make_study_spec(*, runs: str = "/nonexistent", space: dict[str, Any] | None = None, **study: Any) -> StudySpec:
+def make_study_spec(
+    *, runs: str = "/nonexistent", space: dict[str, Any] | None = None, taid: dict[str, Any] | None = None, **study: Any
+) -> StudySpec:
     """Return a study over three fields whose data and models do not exist; ``study`` adds to its study section."""
     return StudySpec.model_validate(
         {
@@ -24,6 +26,7 @@ def make_study_spec(*, runs: str = "/nonexistent", space: dict[str, Any] | None 
                 "data": {"train": "/nonexistent/train", "dev": "/nonexistent/dev"},
                 "teacher": {"model": "/nonexistent/teacher"},
                 "optim": {"examples": 400},
+                "loss": {"taid": taid},
                 "evaluation": {"count": 4},
             },
         }

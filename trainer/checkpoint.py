@@ -14,7 +14,7 @@ from trainer.events import Evaluated, HistoryRow
 from trainer.runtime import Runtime
 from trainer.state import TrainState
 
-FORMAT = 1
+FORMAT = 2
 
 
 def fingerprint_run(spec: TrialSpec, data_fingerprint: str) -> str:
@@ -40,6 +40,8 @@ def pack_state(state: TrainState, fingerprint: str) -> bytes:
         "fingerprint": fingerprint,
         "student": {name: parameter.detach() for name, parameter in state.student.trainable().items()},
         "projector": state.projector.state_dict() if state.projector else None,
+        "hidden_projector": state.hidden_projector.state_dict() if state.hidden_projector else None,
+        "taid": state.taid.state_dict() if state.taid else None,
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict(),
         "examples": state.examples,
@@ -81,6 +83,10 @@ def unpack_state(blob: bytes, state: TrainState, fingerprint: str, runtime: Runt
             parameter.copy_(content["student"][name])
     if state.projector:
         state.projector.load_state_dict(content["projector"])
+    if state.hidden_projector:
+        state.hidden_projector.load_state_dict(content["hidden_projector"])
+    if state.taid:
+        state.taid.load_state_dict(content["taid"])
     state.optimizer.load_state_dict(content["optimizer"])
     if content["scaler"] and state.scaler.is_enabled():  # neither holds on a machine that computes in bf16 or fp32
         state.scaler.load_state_dict(content["scaler"])

@@ -53,14 +53,47 @@ class TeacherSpec(Spec):
         return self
 
 
+class TaidSpec(Spec):
+    """TAID (arXiv:2501.16937): the KL's target moves from the student's own distribution to the teacher's.
+
+    Both are softened by ``loss.temperature`` before they are interpolated, and the KL is scaled by its square, as
+    without TAID. The target starts near the student, where the KL's gradient is small: a warm-up of its own, beside
+    which ``loss.kl_warmup_fraction: 0`` is worth a thought.
+    """
+
+    space: Literal["logit", "prob"] = "logit"
+    """``prob`` has exactly the teacher's share times the KL's gradient: it is a schedule on ``kl_weight``."""
+    schedule: Literal["linear", "adaptive"] = "linear"
+    """Linear over the trial, or Sakana AI's: never behind the linear one, faster while the loss falls."""
+    start: Fraction = 0.1
+    end: Fraction = 1.0
+    """The teacher's share in the target, at the beginning and at the end of the trial."""
+    alpha: Fraction = 5e-4
+    """Adaptive only: by which part of the rest the share moves in one optimizer step, at most."""
+    beta: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
+    """Adaptive only: momentum of the loss's relative change, per optimizer step."""
+
+    @model_validator(mode="after")
+    def _the_target_moves_to_the_teacher(self) -> "TaidSpec":
+        if self.start > self.end:
+            raise ValueError(f"loss.taid.start ({self.start}) must not be above loss.taid.end ({self.end})")
+        return self
+
+
 class LossSpec(Spec):
-    """L = CE + kl_weight · T² · KL(teacher ‖ student) + geo_weight · geodesic distance."""
+    """L = CE + kl_weight · T² · KL(teacher ‖ student) + geo_weight · geodesic distance + hidden_weight · hidden MSE."""
 
     kl_weight: NonNegative = 0.020584
     geo_weight: NonNegative = 0.969909
     temperature: Positive = 2.0
     geo_states: Literal["encoder", "decoder"] = "encoder"
     """Whose last hidden states the geodesic term compares."""
+    hidden_weight: NonNegative = 0.0
+    """On the mean squared error between projected student states and teacher states: lengths count, not angles only."""
+    hidden_states: Literal["encoder", "decoder"] = "encoder"
+    """Whose last hidden states that error compares."""
+    taid: TaidSpec | None = None
+    """Off when absent."""
     kl_warmup_fraction: Fraction = 0.1
     """Fraction of the trial over which kl_weight rises linearly from 0."""
 

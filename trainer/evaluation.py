@@ -12,11 +12,11 @@ from torch import Tensor
 from trainer.batches import AudioDataset, Batch, collate
 from trainer.config import EvaluationSpec
 from trainer.events import Metrics
-from trainer.losses import cross_entropy, kl_to_teacher
 from trainer.runtime import Runtime
 from trainer.scoring import score
 from trainer.students import Student, StudentOutputs
 from trainer.teacher import TeacherNeeds, TeacherSource
+from trainer.token_terms import Target, sum_token_terms
 from trainer.vocabulary import Vocabulary
 
 
@@ -72,7 +72,7 @@ def evaluate(
                 rows = decode_greedily(student, encoder_states, vocabulary, limits)
                 compute_s += time.perf_counter() - started  # decoding has read its tokens: the device is done
                 outputs = student.decode(encoder_states, batch.decoder_input_ids)
-            sums += _compare(outputs, batch, teacher)
+            sums += _compare(outputs, batch, teacher, runtime)
             num_tokens += int(batch.token_mask.sum())
             audio_s += sum(utterance.duration_s for utterance in utterances)
             hypotheses += vocabulary.decode(rows)
@@ -131,12 +131,15 @@ def decode_greedily(
     return [row[: row.index(end)] if end in row else row for row in rows]
 
 
-def _compare(outputs: StudentOutputs, batch: Batch, teacher: TeacherSource | None) -> Float[Tensor, "2"]:
+def _compare(
+    outputs: StudentOutputs, batch: Batch, teacher: TeacherSource | None, runtime: Runtime
+) -> Float[Tensor, "2"]:
     """Return the summed cross-entropy against the transcript and KL to the teacher at temperature 1."""
-    total, _ = cross_entropy(outputs.logits, batch.labels)
-    divergence = torch.zeros_like(total)
+    target = None
     if teacher is not None:
-        said = teacher.outputs(batch, TeacherNeeds(logits=True))
-        assert said.logits is not None
-        divergence, _ = kl_to_teacher(outputs.logits, said.logits, batch.token_mask, temperature=1.0)
-    return torch.stack([total, divergence]).double().cpu()  # GPU synchronisation, once per batch
+        said = teacher.outputs(batch, TeacherNeeds(decoder_states=True))
+        assert said.decoder_states is not None and said.head is not None
+        target = Target(states=said.decoder_states, head=said.head, temperature=1.0)
+    with runtime.autocast():
+        sums = sum_token_terms(outputs.decoder_states, outputs.head, batch.labels, target)
+    return sums[:2].double().cpu()  # GPU synchronisation, once per batch

@@ -67,9 +67,13 @@ class HistoryRow(Event):
     loss: float
     cross_entropy: float
     kl: float | None
-    """Scaled by temperature², before its weight; None where the term is not trained."""
+    """To the teacher, or to TAID's target; scaled by temperature², before its weight; None where it is not trained."""
     geodesic: float | None
     """Radians, before its weight; None where the term is not trained."""
+    hidden: float | None
+    """Mean squared error of projected hidden states, before its weight; None where the term is not trained."""
+    taid_share: float | None
+    """The teacher's share in TAID's target, at the row's last step; None without TAID."""
     lr: float
 
 

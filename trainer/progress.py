@@ -12,7 +12,7 @@ from trainer.errors import DivergedError
 from trainer.events import HistoryRow, Progress
 from trainer.journal import Journal
 from trainer.runtime import Runtime
-from trainer.state import TrainState
+from trainer.state import TERMS, TrainState
 
 HISTORY_ROWS = 100
 """Rows of history in a run, at fixed fractions of its budget."""
@@ -52,17 +52,19 @@ def watch(spec: TrialSpec, runtime: Runtime, state: TrainState, journal: Journal
     progress_is_due = now - pace.told_at >= PROGRESS_INTERVAL_S
     if runtime.is_cuda and not (row_is_due or progress_is_due):
         return None
-    means = check_loss(state)
+    means = dict(zip(TERMS, check_loss(state), strict=True))
     lr = float(state.optimizer.param_groups[0]["lr"])
     if row_is_due:
         row = HistoryRow(
             examples=state.examples,
             steps=state.steps,
             lr=lr,
-            loss=means[0],
-            cross_entropy=means[1],
-            kl=means[2] if spec.loss.kl_weight > 0 else None,
-            geodesic=means[3] if state.projector else None,
+            loss=means["loss"],
+            cross_entropy=means["cross_entropy"],
+            kl=means["kl"] if spec.loss.kl_weight > 0 else None,
+            geodesic=means["geodesic"] if state.projector else None,
+            hidden=means["hidden"] if state.hidden_projector else None,
+            taid_share=float(state.taid.share) if state.taid else None,
         )
         state.history.append(row)
         journal.add_row(row)
@@ -72,7 +74,7 @@ def watch(spec: TrialSpec, runtime: Runtime, state: TrainState, journal: Journal
         return None
     speed = (state.examples - pace.examples) / (now - pace.told_at)
     pace.told_at, pace.examples = now, state.examples
-    return Progress(examples=state.examples, loss=means[0], lr=lr, examples_per_second=speed)
+    return Progress(examples=state.examples, loss=means["loss"], lr=lr, examples_per_second=speed)
 
 
 def check_gradients(spec: TrialSpec, runtime: Runtime, state: TrainState) -> None:

@@ -56,10 +56,9 @@ def measure_reach(spec: TrialSpec, material: Material) -> Reach:
     batch = collate([material.train[index] for index in range(count)], material.vocabulary)
     batch = batch.to(material.runtime.device)
     said = material.teacher.outputs(batch, needs_of(loss))
-    sums = sum_terms(student(batch), said, batch, state.projector, loss)
-    reached = {
-        term: _reached(total, trainable) for term, total in zip(TERMS[1:], sums, strict=True)
-    }  # one backward pass each
+    sums = sum_terms(state, student(batch), said, batch, loss)
+    # One backward pass each; the last sum is the target's entropy, which nothing learns from.
+    reached = {term: _reached(total, trainable) for term, total in zip(TERMS[1:-1], sums, strict=False)}
     _require_all(trainable, set().union(*reached.values()))
     return Reach(
         terms=tuple(TermReach(term=term, tensors=len(names)) for term, names in reached.items()),
@@ -101,5 +100,5 @@ def _require_all(trainable: dict[str, nn.Parameter], reached: set[str]) -> None:
 def _has_dropout(student: Student, batch: Batch) -> bool:
     student.train()
     with seeded(0):
-        first, second = student(batch).logits, student(batch).logits
+        first, second = student(batch).decoder_states, student(batch).decoder_states
     return not torch.allclose(first, second, rtol=1e-3, atol=1e-3)

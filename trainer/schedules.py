@@ -18,3 +18,8 @@ def scale_learning_rate(fraction: float, *, warmup_fraction: float) -> float:
 def scale_kl(fraction: float, *, warmup_fraction: float) -> float:
     """Return the factor on ``kl_weight``: linear from 0 to 1 over the warm-up, then 1."""
     return fraction / warmup_fraction if fraction < warmup_fraction else 1.0
+
+
+def move_target(fraction: float, *, start: float, end: float) -> float:
+    """Return the teacher's share in TAID's target: linear from ``start`` to ``end``."""
+    return start + (end - start) * fraction

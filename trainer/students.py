@@ -24,9 +24,10 @@ from trainer.student_spec import LayersSpec, WhisperStudentSpec
 class StudentOutputs:
     """What the student says about a batch."""
 
-    logits: Float[Tensor, "batch tokens vocab"]
     encoder_states: Float[Tensor, "batch time width"]
     decoder_states: Float[Tensor, "batch tokens width"]
+    head: nn.Linear
+    """Makes logits of ``decoder_states``; not applied here, for all of them at once may not fit into memory."""
 
 
 class Student(nn.Module):
@@ -64,9 +65,7 @@ class Student(nn.Module):
         decoder_states = self.whisper.model.decoder(
             input_ids=decoder_input_ids, encoder_hidden_states=encoder_states, use_cache=False
         ).last_hidden_state
-        return StudentOutputs(
-            logits=self.whisper.proj_out(decoder_states), encoder_states=encoder_states, decoder_states=decoder_states
-        )
+        return StudentOutputs(encoder_states=encoder_states, decoder_states=decoder_states, head=self.whisper.proj_out)
 
     def forward(self, batch: Batch) -> StudentOutputs:
         """Run both."""
@@ -160,6 +159,16 @@ def build_projector(student_width: int, teacher_width: int, seed: int) -> Rieman
     """Make a projector; the same for the same seed, whatever ran before."""
     with seeded(mix_seed(seed, 2)):
         return RiemannianProjector(student_width, teacher_width)
+
+
+def build_hidden_projector(student_width: int, teacher_width: int, seed: int) -> nn.Linear:
+    """Make the hidden-state error's own projector, thrown away after training; the same for the same seed.
+
+    Not the geodesic term's, even where both compare the same states: that one may scale its output as it likes, for it
+    is normalised, and this one may not. Without normalisation, and also where the widths are equal.
+    """
+    with seeded(mix_seed(seed, 3)):
+        return nn.Linear(student_width, teacher_width)
 
 
 def choose_layers(spec: LayersSpec, available: int, whose: str) -> tuple[int, ...]:

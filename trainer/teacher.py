@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, WhisperForConditionalGeneration
 from transformers.utils.import_utils import is_bitsandbytes_available
 
@@ -21,18 +21,19 @@ from trainer.runtime import Runtime
 class TeacherNeeds:
     """Which of the teacher's outputs somebody will look at; the others are not computed."""
 
-    logits: bool = False
     encoder_states: bool = False
     decoder_states: bool = False
+    """Also what logits are made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOutputs:
     """What the teacher says about a batch; None where it was not asked."""
 
-    logits: Float[Tensor, "batch tokens vocab"] | None = None
     encoder_states: Float[Tensor, "batch time width"] | None = None
     decoder_states: Float[Tensor, "batch tokens width"] | None = None
+    head: nn.Linear | None = None
+    """Makes logits of ``decoder_states``, with which it comes."""
 
 
 @runtime_checkable
@@ -49,6 +50,7 @@ class OnlineTeacher:
 
     def __init__(self, model: WhisperForConditionalGeneration) -> None:
         self.model = model
+        self._moved_head: nn.Linear | None = None
 
     def runtime(self, runtime: Runtime) -> Runtime:
         """Return where and how the teacher itself computes, in a run that computes as ``runtime`` says."""
@@ -67,25 +69,33 @@ class OnlineTeacher:
                 origin
             )  # a batch moves without waiting, and the CPU would read what is not there yet
         encoder_states = self.model.model.encoder(batch.teacher_features.to(self.model.dtype)).last_hidden_state
-        if not (needs.logits or needs.decoder_states):
+        if not needs.decoder_states:
             return TeacherOutputs(encoder_states=encoder_states.to(origin))
         decoder_states = self.model.model.decoder(
             input_ids=batch.decoder_input_ids, encoder_hidden_states=encoder_states, use_cache=False
         ).last_hidden_state
         return TeacherOutputs(
-            logits=self.model.proj_out(decoder_states).to(origin) if needs.logits else None,
             encoder_states=encoder_states.to(origin) if needs.encoder_states else None,
-            decoder_states=decoder_states.to(origin) if needs.decoder_states else None,
+            decoder_states=decoder_states.to(origin),
+            head=self._head_on(origin),
         )
+
+    def _head_on(self, device: torch.device) -> nn.Linear:
+        """Return the output layer where the batch is: a teacher that lies elsewhere sends states, not logits."""
+        head: nn.Linear = self.model.proj_out
+        if head.weight.device == device:
+            return head
+        if self._moved_head is None or self._moved_head.weight.device != device:
+            self._moved_head = copy.deepcopy(head).to(device)
+        return self._moved_head
 
 
 def needs_of(loss: LossSpec) -> TeacherNeeds:
     """Return what the training loss looks at."""
-    has_geodesic = loss.geo_weight > 0
+    compared = {loss.geo_states} if loss.geo_weight > 0 else set()
+    compared |= {loss.hidden_states} if loss.hidden_weight > 0 else set()
     return TeacherNeeds(
-        logits=loss.kl_weight > 0,
-        encoder_states=has_geodesic and loss.geo_states == "encoder",
-        decoder_states=has_geodesic and loss.geo_states == "decoder",
+        encoder_states="encoder" in compared, decoder_states="decoder" in compared or loss.kl_weight > 0
     )
 
 

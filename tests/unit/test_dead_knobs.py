@@ -103,3 +103,15 @@ def test_a_study_is_warned_and_a_strict_one_refused() -> None:
     assert refusal.startswith("searching geo_weight cannot change the student")
     assert refusal.endswith("(--strict refuses what is otherwise a warning)")
     assert judge(make_study_spec(space=space, strict=True), found()) == (found(), None)
+
+
+@pytest.mark.parametrize(("schedule", "dead"), [("linear", ["loss.taid.alpha"]), ("adaptive", [])])
+def test_what_a_linear_schedule_does_not_look_at_is_dead(schedule: str, dead: list[str]) -> None:
+    spec = make_study_spec(space={"loss.taid.alpha": {"low": 1e-4, "high": 1e-2}}, taid={"schedule": schedule})
+    assert paths(spec, found()) == dead
+
+
+def test_a_hidden_term_on_a_frozen_encoders_states_is_dead() -> None:
+    spec = make_study_spec(space={"hidden_weight": {"low": 0, "high": 1}})
+    assert paths(spec, found(hidden=0)) == ["loss.hidden_weight"]
+    assert paths(spec, found(hidden=36)) == []

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from search.config import StudySpec
 from search.errors import ConfigError
 from search.space import baseline, distributions, recorded_parameters, searched_values, trial_spec
 from tests.studies import make_study_spec
+from trainer.config import TaidSpec
 from trainer.student_spec import LoraSpec, WhisperStudentSpec
 
 
@@ -34,6 +36,23 @@ def test_the_type_of_the_field_decides_the_distribution() -> None:
     }
 
 
+def test_an_optional_section_is_searched_where_it_is_given() -> None:
+    space = {
+        "loss.taid.start": {"low": 0.1, "high": 0.5},
+        "alpha": {"low": 1e-5, "high": 1e-2, "log": True},
+        "taid.space": {"choices": ["logit", "prob"]},
+    }
+    content = make_study_spec(space=space).model_dump()
+    content["trial"]["loss"]["taid"] = {"schedule": "adaptive"}
+    spec = StudySpec.model_validate(content)
+    assert distributions(spec)["loss.taid.start"] == FloatDistribution(0.1, 0.5)
+    parameters = {"loss.taid.start": 0.2, "alpha": 1e-3, "taid.space": "prob"}
+    resolved = trial_spec(spec, parameters)
+    assert resolved.loss.taid == TaidSpec(schedule="adaptive", start=0.2, alpha=1e-3, space="prob")
+    assert recorded_parameters(spec, resolved) == parameters
+    assert baseline(spec) == {"loss.taid.start": 0.1, "alpha": 5e-4, "taid.space": "logit"}
+
+
 @pytest.mark.parametrize(
     ("space", "sentence"),
     [
@@ -46,10 +65,18 @@ def test_the_type_of_the_field_decides_the_distribution() -> None:
         ({"geo_states": {"low": 1, "high": 2}}, "space.geo_states: loss.geo_states is not a number"),
         ({"seed": {"low": 1, "high": 2}}, "space.seed: this must be the same for every trial"),
         ({"optim.examples": {"low": 1, "high": 2}}, "space.optim.examples: this must be the same for every trial"),
+        (
+            {"loss.taid.start": {"low": 0, "high": 1}},
+            "space.loss.taid.start: the trial section gives no loss.taid; add",
+        ),
+        (
+            {"taid.start": {"low": 0, "high": 1}},
+            "space.taid.start: the trial section gives no loss.taid; add trial.loss",
+        ),
         ({"init": {"choices": ["copy"]}}, "space.init could mean student.encoder.init or student.decoder.init"),
         (
             {"student.lora.rank": {"low": 4, "high": 16}},
-            "space.student.lora.rank: trial.student.lora is absent; give it",
+            "space.student.lora.rank: the trial section gives no student.lora; add trial.student.lora",
         ),
         (
             {"lr": {"low": 1e-5, "high": 1e-3}, "optim.lr": {"low": 1e-5, "high": 1e-3}},

@@ -22,6 +22,11 @@ from trainer.session import Session
 from trainer.state import TrainState, start_state
 from trainer.step import accumulate_gradients, take_step
 
+EVERY_TERM = {
+    "geo_states": "decoder",
+    "hidden_weight": 0.5,
+    "taid": {"schedule": "adaptive", "start": 0.3, "alpha": 0.2},
+}
 FREE_ENCODER = {"encoder": {"keep": 1, "frozen": False}}
 
 
@@ -70,14 +75,23 @@ def uneven_examples(material: Material) -> list[Example]:
     return [*examples[:3], *examples[-3:]]
 
 
-@pytest.mark.parametrize("geo_states", ["encoder", "decoder"])
-@pytest.mark.parametrize("micro_size", [1, 2, 4])
+@pytest.mark.parametrize("chunk_logits", [1, 2**24])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"geo_states": "encoder"},
+        {"geo_states": "decoder", "hidden_weight": 1.5, "hidden_states": "encoder"},
+        {"geo_states": "encoder", "hidden_weight": 1.5, "hidden_states": "decoder"},
+        {"taid": {"space": "logit", "start": 0.3}},
+        {"taid": {"space": "prob", "start": 0.3}},
+    ],
+)
+@pytest.mark.parametrize("micro_size", [1, 4])
 def test_gradient_does_not_depend_on_how_the_batch_is_split(
-    material: Material, micro_size: int, geo_states: str
+    material: Material, micro_size: int, loss: dict[str, Any], chunk_logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = make_world().spec(
-        student={**FREE_ENCODER, "dropout": 0.0}, loss={"geo_states": geo_states, "geo_weight": 2.0}
-    )
+    spec = make_world().spec(student={**FREE_ENCODER, "dropout": 0.0}, loss={"geo_weight": 2.0, **loss})
+    monkeypatch.setattr("trainer.token_terms.CHUNK_LOGITS", chunk_logits)
     examples = uneven_examples(material)
 
     def gradients(size: int) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -86,8 +100,9 @@ def test_gradient_does_not_depend_on_how_the_batch_is_split(
         terms = accumulate_gradients(
             state, batches, material.teacher, loss=spec.loss, kl_weight=3.0, runtime=material.runtime
         )
-        assert state.projector is not None
-        parameters = [*state.student.trainable().values(), *state.projector.parameters()]
+        projectors = [parameter for module in state.projectors for parameter in module.parameters()]
+        assert len(projectors) == (4 if spec.loss.hidden_weight else 2)
+        parameters = [*state.student.trainable().values(), *projectors]
         return [p.grad for p in parameters if p.grad is not None], terms
 
     (whole, whole_terms), (split, split_terms) = gradients(6), gradients(micro_size)
@@ -96,16 +111,44 @@ def test_gradient_does_not_depend_on_how_the_batch_is_split(
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(whole_terms, split_terms)
     assert whole_terms[0].item() == pytest.approx(
-        (whole_terms[1] + 3.0 * whole_terms[2] + 2.0 * whole_terms[3]).item(), rel=1e-5
+        (
+            whole_terms[1] + 3.0 * whole_terms[2] + 2.0 * whole_terms[3] + spec.loss.hidden_weight * whole_terms[4]
+        ).item(),
+        rel=1e-5,
     )
+    assert (whole_terms[4] > 0) == (spec.loss.hidden_weight > 0)
+    assert (whole_terms[5] > 0) == (spec.loss.taid is not None)
+
+
+def test_taid_moves_once_per_step_however_the_batch_is_split(material: Material) -> None:
+    examples = uneven_examples(material)
+
+    def walk(micro_size: int) -> list[float]:
+        spec = make_world().spec(loss=EVERY_TERM, student={"dropout": 0.0}, optim={"micro_batch_size": micro_size})
+        state = start_state(spec, material)
+        assert state.taid is not None
+        shares = []
+        for _ in range(3):
+            take_step(spec, material, state, examples)
+            shares.append(state.taid.share.item())
+        return shares
+
+    whole = walk(6)
+    assert whole[0] < whole[1] < whole[2] < 1.0
+    assert walk(1) == pytest.approx(whole, rel=1e-5)
+
+
+def test_taid_is_built_only_where_a_kl_is_trained(material: Material) -> None:
+    assert start_state(make_world().spec(loss={"taid": {}}), material).taid is not None
+    assert start_state(make_world().spec(loss={"taid": {}, "kl_weight": 0.0}), material).taid is None
 
 
 def test_padding_changes_nothing(material: Material) -> None:
     spec = make_world().spec(student={**FREE_ENCODER, "dropout": 0.0})
     short, long = uneven_examples(material)[0], uneven_examples(material)[-1]
     state = start_state(spec, material)
-    alone = state.student(collate([short], material.vocabulary)).logits
-    padded = state.student(collate([short, long], material.vocabulary)).logits
+    alone = state.student(collate([short], material.vocabulary)).decoder_states
+    padded = state.student(collate([short, long], material.vocabulary)).decoder_states
     torch.testing.assert_close(alone[0], padded[0, : alone.shape[1]], rtol=1e-4, atol=1e-5)
 
 
@@ -138,11 +181,12 @@ def test_a_step_past_several_marks_evaluates_once_and_reports_each(material: Mat
     assert len({e.metrics for e in listener.evaluations()[:5]}) == 1
 
 
+@pytest.mark.parametrize("loss", [{}, EVERY_TERM])
 @pytest.mark.parametrize("stopped_at_call", [1, 3, 5])
 def test_a_run_resumed_at_any_step_equals_an_uninterrupted_one_bitwise(
-    material: Material, tmp_path: Path, stopped_at_call: int
+    material: Material, tmp_path: Path, stopped_at_call: int, loss: dict[str, Any]
 ) -> None:
-    spec = make_world().spec(student={**FREE_ENCODER, "dropout": 0.3}, optim={"batch_size": 5})
+    spec = make_world().spec(student={**FREE_ENCODER, "dropout": 0.3}, optim={"batch_size": 5}, loss=loss)
     whole, expected, _, _ = run(spec, material, tmp_path / "whole")
     checkpoints = MemoryCheckpoints()
     with pytest.raises(StoppedError):
@@ -208,6 +252,20 @@ def test_a_run_whose_loss_is_not_finite_says_so(material: Material, tmp_path: Pa
     assert not math.isfinite(caught.value.value)
 
 
+def test_the_history_has_a_column_for_each_term_that_is_trained(material: Material, tmp_path: Path) -> None:
+    spec = make_world().spec(loss=EVERY_TERM)
+    _, checkpoints, _, log = run(spec, material, tmp_path / "every")
+    rows = log.files["training_history.json"]["training"]
+    assert all(row[name] > 0 for row in rows for name in ("cross_entropy", "kl", "geodesic", "hidden"))
+    shares = [row["taid_share"] for row in rows]
+    assert shares == sorted(shares)
+    assert 0.3 < shares[0] < shares[-1] <= 1.0
+    assert content(checkpoints.saved[-1][1])["taid"]["share"].item() >= shares[-1]
+    _, _, _, log = run(make_world().spec(loss={"kl_weight": 0.0, "geo_weight": 0.0}), material, tmp_path / "none")
+    for row in log.files["training_history.json"]["training"]:
+        assert [row[name] for name in ("kl", "geodesic", "hidden", "taid_share")] == [None] * 4
+
+
 def test_the_loss_falls_and_the_frozen_encoder_does_not_move(material: Material, tmp_path: Path) -> None:
     spec = make_world().spec(optim={"examples": 320, "lr": 1e-2, "batch_size": 8}, evaluation={"count": 1})
     result, checkpoints, _, log = run(spec, material, tmp_path)
@@ -269,18 +327,24 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_leaves_the_result_alone
 
 
 def test_fp16_skips_steps_that_overflow_and_the_schedule_waits(material: Material) -> None:
-    spec = make_world().spec(student=FREE_ENCODER, optim={"warmup_fraction": 0.0})
+    spec = make_world().spec(student=FREE_ENCODER, optim={"warmup_fraction": 0.0}, loss=EVERY_TERM)
     fp16 = type(material)(**{**vars(material), "runtime": Runtime(device=torch.device("cpu"), precision="fp16")})
     state = start_state(spec, fp16)
     examples = uneven_examples(material)
     assert state.scaler.is_enabled()
-    take_step(spec, fp16, state, examples)
+    for _ in range(4):  # the scale starts so high that the first steps are skipped
+        take_step(spec, fp16, state, examples)
     before = {name: p.clone() for name, p in state.student.trainable().items()}
     scheduled = state.scheduled_examples
+    assert state.taid is not None
+    previous_loss = state.taid.previous_loss
+    assert previous_loss.isfinite()
+    assert scheduled > 0
     state.scaler.update(1e38)
     take_step(spec, fp16, state, examples)
-    assert state.examples == 12
+    assert state.examples == 30
     assert state.scheduled_examples == scheduled
+    assert state.taid.previous_loss is previous_loss
     assert_same(before, {name: p.detach() for name, p in state.student.trainable().items()})
     assert all(p.dtype == torch.float32 for p in state.student.trainable().values())
     blob = pack_state(state, "f")
@@ -289,8 +353,10 @@ def test_fp16_skips_steps_that_overflow_and_the_schedule_waits(material: Materia
     assert fresh.scaler.get_scale() == state.scaler.get_scale()
 
 
-def test_bf16_trains_without_a_scaler(material: Material) -> None:
-    spec = make_world().spec(student=FREE_ENCODER)
+@pytest.mark.parametrize("chunk_logits", [1, 2**24])
+def test_bf16_trains_without_a_scaler(material: Material, chunk_logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.token_terms.CHUNK_LOGITS", chunk_logits)
+    spec = make_world().spec(student=FREE_ENCODER, loss=EVERY_TERM)
     runtime = resolve_runtime(make_world().spec(runtime={"precision": "bf16"}).runtime)
     bf16 = type(material)(**{**vars(material), "runtime": runtime})
     state = start_state(spec, bf16)

@@ -30,12 +30,12 @@ def test_under_a_frozen_encoder_the_geodesic_term_on_its_states_trains_only_the_
 ) -> None:
     """The default recipe of the notes."""
     reached, total = tensors(material, {"lora": lora}, geo_states="encoder")
-    assert reached == {"cross_entropy": total, "kl": total, "geodesic": 0}
+    assert reached == {"cross_entropy": total, "kl": total, "geodesic": 0, "hidden": 0}
 
 
 def test_on_decoder_states_it_reaches_the_adapters(material: Material) -> None:
     reached, total = tensors(material, {"lora": {}}, geo_states="decoder")
-    assert reached == {"cross_entropy": total, "kl": total, "geodesic": total}
+    assert reached == {"cross_entropy": total, "kl": total, "geodesic": total, "hidden": 0}
 
 
 def test_on_encoder_states_it_reaches_an_encoder_that_learns_and_no_decoder(material: Material) -> None:
@@ -52,6 +52,7 @@ def test_a_term_is_measured_though_its_weight_is_0_and_though_the_student_is_its
         ("cross_entropy", True),
         ("kl", True),
         ("geodesic", False),
+        ("hidden", False),
     ]
     assert (with_every_term(spec.loss).kl_weight, with_every_term(spec.loss).geo_weight) == (1.0, 1.0)
 
@@ -81,7 +82,7 @@ def test_dropout_is_measured(material: Material, monkeypatch: pytest.MonkeyPatch
 def test_preflight_reports_it_and_refuses_adapters_that_match_nothing(tmp_path: Any) -> None:
     session = Session()
     result = session.preflight(make_world().spec(student={"lora": {"rank": 2}}), Listener())
-    assert [each.term for each in result.reach] == ["cross_entropy", "kl", "geodesic"]
+    assert [each.term for each in result.reach] == ["cross_entropy", "kl", "geodesic", "hidden"]
     assert (result.trainable_tensors, result.trainable_parameters) == (8, 8 * 2 * 16)
     assert result.has_dropout and not result.dead_knobs
     with pytest.raises(BadInputError, match="matches no layer of the decoder"):

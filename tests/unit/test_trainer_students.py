@@ -12,7 +12,14 @@ from tests.unit.tiny import WORDS, make_model, make_world
 from trainer.errors import BadInputError
 from trainer.pretrained import Pretrained, load_pretrained
 from trainer.student_spec import EncoderSpec, LayersSpec, WhisperStudentSpec
-from trainer.students import RiemannianProjector, Student, build_projector, build_student, choose_layers
+from trainer.students import (
+    RiemannianProjector,
+    Student,
+    build_hidden_projector,
+    build_projector,
+    build_student,
+    choose_layers,
+)
 from trainer.vocabulary import build_vocabulary, require_same_vocabulary
 
 
@@ -58,7 +65,7 @@ def test_a_student_that_keeps_everything_says_what_its_source_says(source: Pretr
     features, ids = torch.randn(2, 20, 100), torch.tensor([[1, 2, 3], [4, 5, 6]])
     outputs = student.decode(student.encode(features), ids)
     expected = source.model(input_features=features, decoder_input_ids=ids)
-    assert torch.equal(outputs.logits, expected.logits)
+    assert torch.equal(outputs.head(outputs.decoder_states), expected.logits)
     assert torch.equal(outputs.encoder_states, expected.encoder_last_hidden_state)
 
 
@@ -100,6 +107,9 @@ def test_projectors_follow_the_seed_and_end_on_the_unit_sphere() -> None:
     assert torch.equal(projector.linear.weight, build_projector(16, 24, seed=3).linear.weight)
     assert isinstance(projector, RiemannianProjector)
     torch.testing.assert_close(projector(torch.randn(2, 5, 16)).norm(dim=-1), torch.ones(2, 5))
+    plain = build_hidden_projector(16, 24, seed=3)
+    assert torch.equal(plain.weight, build_hidden_projector(16, 24, seed=3).weight)
+    assert not torch.equal(plain.weight, projector.linear.weight)
 
 
 def test_dropout_reaches_every_module_and_the_other_noises_are_off(source: Pretrained) -> None:
@@ -116,7 +126,8 @@ def test_a_frozen_encoder_stays_in_eval_mode_and_gets_no_gradient(source: Pretra
     assert all(module.training for module in student.whisper.model.decoder.modules())
     states = student.encode(torch.randn(2, 20, 100))
     assert not states.requires_grad
-    student.decode(states, torch.tensor([[1, 2], [3, 4]])).logits.sum().backward()
+    outputs = student.decode(states, torch.tensor([[1, 2], [3, 4]]))
+    outputs.head(outputs.decoder_states).sum().backward()
     assert all(p.grad is None for p in student.whisper.model.encoder.parameters())
     assert all(p.grad is not None for p in student.trainable().values())
     assert all(".decoder." in name for name in student.trainable())

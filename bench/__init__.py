@@ -1,0 +1,1 @@
+"""Measurements behind decisions; run by hand, never imported by distune."""
