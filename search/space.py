@@ -152,7 +152,8 @@ def _validated(raw: dict[str, Any], where: str) -> TrialSpec:
         problem = exc.errors()[0]
         name = ".".join(map(str, problem["loc"]))
         reason = problem["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}: {problem['input']!r} cannot be {name or 'set'}: {reason}") from exc
+        given = f"{problem['input']!r} cannot be {name}: " if isinstance(problem["input"], Scalar) else ""
+        raise ConfigError(f"{where}: {given}{reason}") from exc
 
 
 def contains(distribution: BaseDistribution, value: Scalar) -> bool:

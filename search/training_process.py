@@ -17,7 +17,7 @@ from pathlib import Path
 from search.messages import Channel, Checked, Failed, Finished, Judged, Preflight, Reported, Stopped, Train
 from storage.runs import AttemptFolder
 from trainer.errors import BadInputError, DivergedError, MemoryExhaustedError, StoppedError
-from trainer.events import Checkpointed, Evaluated, Progress, Verdict
+from trainer.events import Evaluated, RunEvent, Verdict
 from trainer.session import Session
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,9 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
-    channel = Channel(socket.socket(fileno=int(argv[1])))
+    descriptor = int(argv[1])
+    os.set_inheritable(descriptor, False)  # a process of ours that outlived us would keep our end open
+    channel = Channel(socket.socket(fileno=descriptor))
     # The end of the stream, or a broken pipe: our worker is gone, and so are we.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         serve(channel, Session())
@@ -86,7 +88,7 @@ def _preflight(command: Preflight, session: Session) -> Checked | Failed:
         return Failed(cause="error", reason=f"{type(exc).__name__}: {exc}")
 
 
-def _keep_going(event: Progress | Evaluated | Checkpointed | None) -> Verdict:
+def _keep_going(event: RunEvent | None) -> Verdict:
     """The preflight's verdict: a worker that wants its process back kills it, for there is nothing to save."""
     return "go_on"
 
@@ -98,7 +100,7 @@ class _Reporter:
         self._command = command
         self._channel = channel
 
-    def __call__(self, event: Progress | Evaluated | Checkpointed | None) -> Verdict:
+    def __call__(self, event: RunEvent | None) -> Verdict:
         if event is not None:
             self._channel.send(Reported(event=event))
         return self._receive(wait=isinstance(event, Evaluated))

@@ -47,16 +47,18 @@ def read_header(file: Path) -> Header:
     try:
         if file.stat().st_size == 0:
             raise BadInputError(f"the audio file {file} is empty; copy it again or delete it with its transcript line")
-        info = soundfile.info(file)
+        # Not soundfile.info: it also fetches libsndfile's log, which takes a quarter of the time of a large scan.
+        with soundfile.SoundFile(file) as opened:
+            frames, rate, channels, kind = opened.frames, opened.samplerate, opened.channels, opened.format
     except (soundfile.LibsndfileError, OSError) as exc:
         raise BadInputError(
             f"{file} is no readable audio file; copy it again or delete it with its transcript line"
         ) from exc
-    if not 0 < info.frames < UNKNOWN_LENGTH:
+    if not 0 < frames < UNKNOWN_LENGTH:
         raise BadInputError(f"the header of {file} does not state its length; encode it again")
-    if info.format in ("WAV", "WAVEX"):
+    if kind in ("WAV", "WAVEX"):
         _check_riff_size(file)
-    return Header(num_frames=info.frames, sample_rate=info.samplerate, channels=info.channels)
+    return Header(num_frames=frames, sample_rate=rate, channels=channels)
 
 
 def decode(file: Path, header: Header) -> NDArray[np.float32]:

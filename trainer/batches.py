@@ -1,22 +1,19 @@
-"""Speech as tensors: single examples, padding, and which examples the next step sees."""
+"""Speech as tensors: single examples, and padding."""
 
+import copy
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
 
 from trainer.audio import SAMPLE_RATE, read_mono
-from trainer.data import Scan, Utterance
 from trainer.features import LogMel
 from trainer.losses import IGNORED
+from trainer.utterances import Scan, Utterance
 from trainer.vocabulary import Vocabulary
 
 MEMORY_LIMIT_BYTES = 2 * 2**30
@@ -65,7 +62,7 @@ class Batch:
         )
 
 
-class AudioDataset(Dataset[Example]):
+class AudioDataset:
     """Utterances and their token ids; audio is decoded when an example is asked for.
 
     A data set of up to ``MEMORY_LIMIT_BYTES`` keeps the features that it has computed.
@@ -83,6 +80,13 @@ class AudioDataset(Dataset[Example]):
         per_utterance += self._teacher_log_mel.bytes_per_utterance if self._teacher_log_mel else 0
         self.fits_in_memory = per_utterance * len(self) <= MEMORY_LIMIT_BYTES
         self._kept: dict[int, Example] = {}
+        self._origin: str | None = None
+        """Of a relabelled data set: the fingerprint that it had before."""
+
+    @property
+    def token_counts(self) -> tuple[int, ...]:
+        """Length of each transcript in tokens: what a batch is padded to."""
+        return tuple(map(len, self._token_ids))
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -105,12 +109,31 @@ class AudioDataset(Dataset[Example]):
         return example
 
     def fingerprint(self) -> str:
-        """Return a digest of names, lengths and tokens: where the files lie does not matter, what they are does."""
+        """Return a digest of names, lengths and tokens: where the files lie does not matter, what they are does.
+
+        A relabelled data set has the digest that it had before: on another device a teacher may hear a word otherwise,
+        and a run must go on there all the same.
+        """
+        if self._origin is not None:
+            return self._origin
         digest = hashlib.sha256()
         for utterance, token_ids in zip(self.utterances, self._token_ids, strict=True):
             header = utterance.header
             digest.update(f"{utterance.name} {header.num_frames} {header.sample_rate} {token_ids}\n".encode())
         return digest.hexdigest()
+
+    def relabel(self, scanned: Scan, token_ids: Sequence[tuple[int, ...]]) -> "AudioDataset":
+        """Return some of the utterances with other transcripts; features that were computed are kept."""
+        relabelled = copy.copy(self)
+        relabelled.scan, relabelled.utterances, relabelled._token_ids = scanned, scanned.utterances, tuple(token_ids)
+        relabelled._origin = self.fingerprint()
+        index_of = {utterance.name: index for index, utterance in enumerate(self.utterances)}
+        relabelled._kept = {
+            new: replace(self._kept[old], token_ids=token_ids[new])
+            for new, utterance in enumerate(scanned.utterances)
+            if (old := index_of[utterance.name]) in self._kept
+        }
+        return relabelled
 
 
 def build_dataset(scanned: Scan, vocabulary: Vocabulary, log_mel: LogMel, teacher_log_mel: LogMel) -> AudioDataset:
@@ -120,24 +143,30 @@ def build_dataset(scanned: Scan, vocabulary: Vocabulary, log_mel: LogMel, teache
         BadInputError: Nothing is left.
     """
     rows = vocabulary.encode([utterance.text for utterance in scanned.utterances])
-    longest = vocabulary.max_positions - len(vocabulary.prompt)
     window_samples = min(log_mel.window_samples, teacher_log_mel.window_samples)
     reasons = [
         f"longer than the model's window of {window_samples / SAMPLE_RATE:g} s"
         if utterance.header.num_samples > window_samples
-        else f"transcript longer than the model's {longest} tokens"
-        if len(row) > longest
-        else None
+        else reason_against_tokens(row, vocabulary)
         for utterance, row in zip(scanned.utterances, rows, strict=True)
     ]
     kept_rows = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
     return AudioDataset(scanned.keep(reasons), kept_rows, log_mel, teacher_log_mel)
 
 
-def collate(examples: Sequence[Example], vocabulary: Vocabulary) -> Batch:
-    """Pad examples to the longest transcript among them."""
+def reason_against_tokens(token_ids: Sequence[int], vocabulary: Vocabulary) -> str | None:
+    """Return why a transcript does not fit into the model, or None."""
+    longest = vocabulary.max_positions - len(vocabulary.prompt)
+    return f"transcript longer than the model's {longest} tokens" if len(token_ids) > longest else None
+
+
+def collate(examples: Sequence[Example], vocabulary: Vocabulary, *, pin_memory: bool = False) -> Batch:
+    """Pad examples to the longest transcript among them.
+
+    ``pin_memory`` puts the features where a GPU copies them from while the process goes on.
+    """
     prompt = list(vocabulary.prompt)
-    features = torch.stack([example.features for example in examples])
+    features = _stack([example.features for example in examples], pin_memory)
     is_shared = examples[0].teacher_features is examples[0].features
     inputs = [torch.tensor([*prompt, *example.token_ids]) for example in examples]
     # The prompt is given, not decoded: nothing is learnt from predicting it.
@@ -147,7 +176,9 @@ def collate(examples: Sequence[Example], vocabulary: Vocabulary) -> Batch:
     num_frames = torch.tensor([example.num_frames for example in examples])
     return Batch(
         features=features,
-        teacher_features=features if is_shared else torch.stack([example.teacher_features for example in examples]),
+        teacher_features=features
+        if is_shared
+        else _stack([example.teacher_features for example in examples], pin_memory),
         frame_mask=torch.arange(-(-features.shape[-1] // 2))[None, :] < num_frames[:, None],
         decoder_input_ids=pad_sequence(inputs, batch_first=True, padding_value=vocabulary.end),
         labels=padded_labels,
@@ -155,42 +186,7 @@ def collate(examples: Sequence[Example], vocabulary: Vocabulary) -> Batch:
     )
 
 
-def choose_indices(seed: int, size: int, start: int, stop: int) -> list[int]:
-    """Return which examples of a data set of ``size`` a run sees as its ``start``-th to ``stop``-th.
-
-    The run reads one endless stream, each epoch in its own order. The order is a function of the seed and the epoch
-    alone, so a run can go on anywhere, and batches of any size walk through the same stream.
-    """
-    indices: list[int] = []
-    while start < stop:
-        epoch, offset = divmod(start, size)
-        part = _shuffle(seed, epoch, size)[offset : offset + stop - start]
-        indices.extend(part.tolist())
-        start += len(part)
-    return indices
-
-
-def iterate_steps(
-    dataset: AudioDataset, *, seed: int, start: int, stop: int, batch_size: int, processes: int
-) -> Iterator[list[Example]]:
-    """Yield the examples of one optimizer step after another, from ``start`` examples seen to exactly ``stop``.
-
-    ``processes`` decode ahead where the data set is too large to be kept in memory; each would keep its own copy.
-    """
-    steps = [
-        choose_indices(seed, len(dataset), first, min(first + batch_size, stop))
-        for first in range(start, stop, batch_size)
-    ]
-    if processes == 0 or dataset.fits_in_memory:
-        for indices in steps:
-            yield [dataset[index] for index in indices]
-        return
-    # Its own generator: by default a loader draws from the global one, which belongs to the training step.
-    yield from DataLoader(
-        dataset, batch_sampler=steps, collate_fn=list, num_workers=processes, generator=torch.Generator()
-    )
-
-
-@lru_cache(maxsize=4)
-def _shuffle(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(size)
+def _stack(tensors: Sequence[Tensor], pin_memory: bool) -> Tensor:
+    """Stack into pinned memory at once: pinning a finished batch would copy it once more."""
+    out = torch.empty((len(tensors), *tensors[0].shape), dtype=tensors[0].dtype, pin_memory=pin_memory)
+    return torch.stack(list(tensors), out=out)

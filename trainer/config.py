@@ -11,9 +11,14 @@ from pydantic import Field, model_validator
 from trainer.spec import Count, Fraction, NonNegative, Positive, Spec
 from trainer.student_spec import WhisperStudentSpec
 
+DEFAULT_WER_THRESHOLD = 0.1
+"""As distil-whisper has it."""
+
 
 class DataSpec(Spec):
-    """Where the speech lies. Each place is a folder in LibriSpeech layout."""
+    """Where the speech lies, and what of it is used. Each place is a folder in LibriSpeech layout, or a ``.jsonl``
+    manifest (``trainer/manifest.py``). The same for every trial of a study: nothing here can be searched.
+    """
 
     train: str
     dev: str
@@ -23,7 +28,27 @@ class DataSpec(Spec):
     min_duration_s: Positive = 1.0
     max_duration_s: Positive = 30.0
     text: Literal["lower", "as_is"] = "lower"
-    """Whisper was not trained on upper-case transcripts: they cost it 24 nats a sentence against 7 in lower case."""
+    """What becomes of the transcripts that the data gives. Whisper was not trained on upper-case ones: they cost it 24
+    nats a sentence against 7 in lower case. The teacher's own transcripts (``labels``) keep their casing."""
+    hours: Positive | None = None
+    """Train on this much of the training set: a subset balanced over its speakers and drawn by ``seed``; all of it when
+    absent."""
+    labels: Literal["transcript", "teacher"] = "transcript"
+    """``teacher``: train on what the teacher hears, where that agrees with the transcript. Development and test sets
+    keep their transcripts."""
+    teacher_wer_threshold: NonNegative = DEFAULT_WER_THRESHOLD
+    """With ``labels: teacher``: utterances whose teacher transcript has a higher word error rate are left out."""
+    bucket_window: Annotated[int, Field(ge=2)] | None = None
+    """Sort each run of this many training examples by length, so that a batch pads less; unsorted when absent."""
+
+    @model_validator(mode="after")
+    def _threshold_has_labels_to_judge(self) -> "DataSpec":
+        if self.labels == "transcript" and self.teacher_wer_threshold != DEFAULT_WER_THRESHOLD:
+            raise ValueError(
+                "data.teacher_wer_threshold judges the teacher's transcripts, which are not used; "
+                "set data.labels: teacher or remove the threshold"
+            )
+        return self
 
     @model_validator(mode="after")
     def _durations_are_ordered(self) -> "DataSpec":
@@ -136,7 +161,7 @@ class RuntimeSpec(Spec):
     threads: Count | None = None
     """Torch threads of the training process; torch's own choice when absent."""
     loader_processes: Annotated[int, Field(ge=0)] = 0
-    """Processes that decode audio ahead where the data set is too large to be kept in memory; 0: none."""
+    """Processes that decode audio ahead where the training set is too large to be kept in memory; 0: none."""
     activation_checkpointing: bool = False
     """Compute the student's activations again in the backward pass: less memory, more time, the same gradient."""
 
@@ -158,6 +183,16 @@ class TrialSpec(Spec):
         """Examples seen at each evaluation: the same for every trial, whatever its batch size. The last ends it."""
         count = self.evaluation.count
         return tuple(round(index * self.optim.examples / count) for index in range(1, count + 1))
+
+    @model_validator(mode="after")
+    def _buckets_hold_several_batches(self) -> "TrialSpec":
+        window, batch_size = self.data.bucket_window, self.optim.batch_size
+        if window is not None and window <= batch_size:
+            raise ValueError(
+                f"data.bucket_window ({window}) must be above optim.batch_size ({batch_size}), or sorting within it "
+                "changes no batch; raise it to some fifty batches, or remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _evaluations_fit_the_budget(self) -> "TrialSpec":

@@ -1,119 +1,39 @@
-"""A folder of speech in LibriSpeech layout: what is there, what is kept, and whether it can be read. No tensors."""
+"""The speech at one place: what is there, what is kept, and whether it can be read. No tensors."""
 
-import os
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer.audio import SAMPLE_RATE, Header, decode, read_header
+from trainer.audio import SAMPLE_RATE, decode, read_header
 from trainer.config import DataSpec
 from trainer.errors import BadInputError
-from trainer.events import Split
+from trainer.librispeech import read_librispeech
+from trainer.manifest import SUFFIX, read_manifest
+from trainer.utterances import Entry, Scan, Utterance
 
-AUDIO_SUFFIXES = (".flac", ".wav")
-TRANSCRIPT_SUFFIX = ".trans.txt"
 READER_THREADS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Utterance:
-    """One audio file and its transcript."""
-
-    name: str
-    audio: Path
-    header: Header
-    text: str
-
-    @property
-    def speaker(self) -> str:
-        """First part of the name, as LibriSpeech has it."""
-        return self.name.split("-", 1)[0]
-
-    @property
-    def duration_s(self) -> float:
-        """Length of the audio."""
-        return self.header.duration_s
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scan:
-    """What a folder holds, after filtering."""
-
-    path: Path
-    utterances: tuple[Utterance, ...]
-    """Ordered by name, whatever the file system's order."""
-    dropped: dict[str, int]
-    """Reason → how many utterances were left out for it."""
-
-    def keep(self, reasons: Iterable[str | None]) -> "Scan":
-        """Return the scan without the utterances that have a reason against them, counted.
-
-        Raises:
-            BadInputError: Nothing is left.
-        """
-        kept, dropped = [], Counter(self.dropped)
-        for utterance, reason in zip(self.utterances, reasons, strict=True):
-            if reason is None:
-                kept.append(utterance)
-            else:
-                dropped[reason] += 1
-        if not kept:
-            counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-            raise BadInputError(
-                f"no utterance of {self.path} is left after filtering ({counts}); "
-                "widen data.min_duration_s and data.max_duration_s or choose other data"
-            )
-        return replace(self, utterances=tuple(kept), dropped=dict(dropped))
-
-    def summarize(self) -> Split:
-        """Return the numbers worth telling."""
-        return Split(
-            path=str(self.path),
-            utterances=len(self.utterances),
-            hours=sum(utterance.duration_s for utterance in self.utterances) / 3600,
-            speakers=len({utterance.speaker for utterance in self.utterances}),
-            dropped=self.dropped,
-        )
+"""More than a disk at hand needs, for the sake of one that is a network away."""
+SLICE = 64
+DURATION_TOLERANCE_S = 0.1
+"""How far a manifest's duration may lie from the header's: they are often rounded."""
 
 
 def scan(path: str, spec: DataSpec) -> Scan:
-    """Read names, transcripts and headers of a folder; keep what lies within the configured durations.
+    """Read names, transcripts and headers of a folder or a manifest; keep what lies within the configured durations.
 
     Raises:
-        BadInputError: The folder is missing, empty or inconsistent, or a file's header cannot be read. A FLAC file
+        BadInputError: The place is missing, empty or inconsistent, or a file's header cannot be read. A FLAC file
             that breaks off has a whole header: only ``verify`` sees that.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise BadInputError(f"the data folder {folder} does not exist; correct data.train, data.dev or data.test")
-    transcripts, audio = _walk(folder)
-    texts = _read_transcripts(folder, transcripts)
-    for name, (_, transcript) in texts.items():
-        if name not in audio:
-            raise BadInputError(
-                f"{transcript} has a line for {name} but there is no {name}.flac or .wav; "
-                "restore the audio or delete the line"
-            )
-    for name, file in audio.items():
-        if name not in texts:
-            raise BadInputError(
-                f"no transcript has a line for {file}; add one to its {TRANSCRIPT_SUFFIX} or delete the file"
-            )
-    names = sorted(audio)
+    place = Path(path)
+    entries = _read_entries(place)
+    entries.sort(key=lambda entry: entry.name)
+    # In slices: a task for each of 30,000 files costs as much as reading its header does.
+    slices = [entries[first : first + SLICE] for first in range(0, len(entries), SLICE)]
     with ThreadPoolExecutor(READER_THREADS) as pool:
-        headers = list(pool.map(read_header, [audio[name] for name in names]))
-    utterances = tuple(
-        Utterance(
-            name=name,
-            audio=audio[name],
-            header=header,
-            text=texts[name][0].lower() if spec.text == "lower" else texts[name][0],
-        )
-        for name, header in zip(names, headers, strict=True)
-    )
-    found = Scan(path=folder, utterances=utterances, dropped={})
+        parts = pool.map(lambda part: [_open(entry, spec) for entry in part], slices)
+        utterances = tuple(utterance for part in parts for utterance in part)
+    found = Scan(path=place, utterances=utterances, dropped={})
     return found.keep(_reason_against(utterance, spec) for utterance in utterances)
 
 
@@ -125,8 +45,8 @@ def verify(scanned: Scan, tick: Callable[[], None]) -> None:
     """
     with ThreadPoolExecutor(READER_THREADS) as pool:
         # In slices, so that a refusal or an interrupted tick does not wait for a whole corpus to be decoded.
-        for start in range(0, len(scanned.utterances), 64):
-            part = scanned.utterances[start : start + 64]
+        for start in range(0, len(scanned.utterances), SLICE):
+            part = scanned.utterances[start : start + SLICE]
             list(pool.map(decode, [u.audio for u in part], [u.header for u in part]))
             tick()
 
@@ -150,51 +70,44 @@ def describe_conversions(scanned: Scan) -> list[str]:
     return sentences
 
 
-def _walk(folder: Path) -> tuple[list[Path], dict[str, Path]]:
-    """Return the transcript files, and the audio files by utterance name."""
-    transcripts: list[Path] = []
-    audio: dict[str, Path] = {}
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            file = Path(parent, name)
-            if name.startswith("."):  # what a Mac leaves beside each file
-                continue
-            if name.endswith(TRANSCRIPT_SUFFIX):
-                transcripts.append(file)
-            elif file.suffix.lower() in AUDIO_SUFFIXES:
-                if file.stem in audio:
-                    first, second = sorted((audio[file.stem], file))
-                    raise BadInputError(f"{first} and {second} have the same name; delete or rename one of them")
-                audio[file.stem] = file
-    if not transcripts:
-        raise BadInputError(
-            f"the data folder {folder} holds no *{TRANSCRIPT_SUFFIX}; "
-            "it must have LibriSpeech layout, SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt"
-        )
-    return sorted(transcripts), audio
+def _read_entries(place: Path) -> list[Entry]:
+    if place.is_dir():
+        return read_librispeech(place)
+    keys = "data.train, data.dev or data.test"
+    if place.suffix == SUFFIX:
+        if not place.is_file():
+            raise BadInputError(f"the manifest {place} does not exist; correct {keys}")
+        return read_manifest(place)
+    if place.exists():
+        raise BadInputError(f"{place} is neither a folder nor a {SUFFIX} manifest; correct {keys}")
+    raise BadInputError(f"the data folder {place} does not exist; correct {keys}")
 
 
-def _read_transcripts(folder: Path, transcripts: list[Path]) -> dict[str, tuple[str, Path]]:
-    """Return text and transcript file by utterance name."""
-    texts: dict[str, tuple[str, Path]] = {}
-    for transcript in transcripts:
-        try:
-            lines = transcript.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as exc:
+def _open(entry: Entry, spec: DataSpec) -> Utterance:
+    """Read the header of an entry's file, and apply the text processing to its transcript.
+
+    Raises:
+        BadInputError: The file is missing or no audio, or does not last as long as its manifest says.
+    """
+    if entry.source is None:
+        header = read_header(entry.audio)
+    else:
+        if not entry.audio.is_file():
             raise BadInputError(
-                f"the transcript {transcript} cannot be read as UTF-8 ({exc}); save it as UTF-8"
-            ) from exc
-        for line in lines:
-            name, _, text = line.strip().partition(" ")
-            if name in texts:
-                raise BadInputError(f"{name} has a line in {texts[name][1]} and in {transcript}; delete one of the two")
-            if name:
-                texts[name] = (text.strip(), transcript)
-    if not texts:
+                f"{entry.source}: there is no file {entry.audio}; correct the path, which is relative to the "
+                "manifest, or delete the line"
+            )
+        try:
+            header = read_header(entry.audio)
+        except BadInputError as exc:
+            raise BadInputError(f"{entry.source}: {exc}") from exc
+    if entry.duration_s is not None and abs(entry.duration_s - header.duration_s) > DURATION_TOLERANCE_S:
         raise BadInputError(
-            f"the transcripts under {folder} are empty; each line must be an utterance's name and its text"
+            f"{entry.source}: the duration is given as {entry.duration_s:g} s but {entry.audio} lasts "
+            f"{header.duration_s:g} s; correct or remove it, or restore the right file"
         )
-    return texts
+    text = entry.text.lower() if spec.text == "lower" else entry.text
+    return Utterance(name=entry.name, audio=entry.audio, header=header, text=text, speaker=entry.speaker)
 
 
 def _reason_against(utterance: Utterance, spec: DataSpec) -> str | None:

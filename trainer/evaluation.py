@@ -17,6 +17,7 @@ from trainer.scoring import score
 from trainer.students import Student, StudentOutputs
 from trainer.teacher import TeacherNeeds, TeacherSource
 from trainer.token_terms import Target, sum_token_terms
+from trainer.utterances import Utterance
 from trainer.vocabulary import Vocabulary
 
 
@@ -48,9 +49,11 @@ def evaluate(
     spec: EvaluationSpec,
     runtime: Runtime,
     tick: Callable[[], None],
+    is_teacher: bool = False,
 ) -> Metrics:
     """Measure a model; leave its mode, and torch's random state, as they were.
 
+    ``is_teacher``: the model in the student's place is the teacher itself, and hears its own features.
     The real-time factor counts encoder and decoding, not reading audio. ``tick`` is called after every batch.
     """
     was_training = student.training
@@ -63,12 +66,14 @@ def evaluate(
         for start in range(0, len(chosen.indices), spec.batch_size):
             indices = chosen.indices[start : start + spec.batch_size]
             utterances = [chosen.dataset.utterances[index] for index in indices]
-            batch = collate([chosen.dataset[index] for index in indices], vocabulary).to(runtime.device)
-            limits = [int(spec.tokens_per_second * utterance.duration_s) + 2 for utterance in utterances]
+            examples = [chosen.dataset[index] for index in indices]
+            batch = collate(examples, vocabulary, pin_memory=runtime.is_cuda).to(runtime.device)
+            features = batch.teacher_features if is_teacher else batch.features
+            limits = limit_tokens(utterances, spec)
             with runtime.autocast():
                 runtime.synchronize()
                 started = time.perf_counter()
-                encoder_states = student.encode(batch.features)
+                encoder_states = student.encode(features)
                 rows = decode_greedily(student, encoder_states, vocabulary, limits)
                 compute_s += time.perf_counter() - started  # decoding has read its tokens: the device is done
                 outputs = student.decode(encoder_states, batch.decoder_input_ids)
@@ -91,6 +96,11 @@ def evaluate(
         kl=float(sums[1]) / num_tokens if teacher is not None else None,
         rtf=compute_s / audio_s,
     )
+
+
+def limit_tokens(utterances: Sequence[Utterance], spec: EvaluationSpec) -> list[int]:
+    """Return how many tokens a hypothesis of each may have."""
+    return [int(spec.tokens_per_second * utterance.duration_s) + 2 for utterance in utterances]
 
 
 def decode_greedily(

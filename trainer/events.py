@@ -59,6 +59,14 @@ class Checkpointed(Event):
     examples: int
 
 
+class Labelled(Event):
+    """The teacher has transcribed some of the training set, before the run's first step."""
+
+    kind: Literal["labelled"] = "labelled"
+    utterances: int
+    total: int
+
+
 class HistoryRow(Event):
     """Means over the training steps since the row before; there are about a hundred rows in a run."""
 
@@ -134,7 +142,7 @@ class PreflightResult(Event):
     """Searched fields that cannot change the student; filled in by whoever knows what is searched."""
 
 
-RunEvent = Annotated[Progress | Evaluated | Checkpointed, Field(discriminator="kind")]
+RunEvent = Annotated[Progress | Evaluated | Checkpointed | Labelled, Field(discriminator="kind")]
 
 Verdict = Literal["go_on", "stop", "release"]
 """``stop``: end now, nothing more is wanted. ``release``: write a checkpoint, then end; another process goes on."""
@@ -144,7 +152,7 @@ Verdict = Literal["go_on", "stop", "release"]
 class Report(Protocol):
     """Where a run's events go. Called at every optimizer step with None, and with each event."""
 
-    def __call__(self, event: Progress | Evaluated | Checkpointed | None) -> Verdict:
+    def __call__(self, event: RunEvent | None) -> Verdict:
         """Take an event, if there is one, and say whether the run goes on. Cheap when there is none."""
         ...
 

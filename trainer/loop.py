@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.batches import iterate_steps
 from trainer.checkpoint import fingerprint_run, pack_state, unpack_state
 from trainer.config import TrialSpec
 from trainer.errors import DivergedError, MemoryExhaustedError, StoppedError
 from trainer.evaluation import EvaluationSet, evaluate
 from trainer.events import Checkpointed, Checkpoints, Evaluated, Metrics, Report, RunLog, TrialResult, Verdict
 from trainer.journal import Journal
+from trainer.loader import load
 from trainer.material import Material
+from trainer.order import Order
 from trainer.progress import Pace, check_gradients, check_loss, watch
 from trainer.runtime import measure_peak_memory, reset_peak_memory
 from trainer.state import TrainState, start_state
@@ -90,14 +91,9 @@ def train(spec: TrialSpec, material: Material, checkpoints: Checkpoints, report:
 def train_to_budget(run: Run, state: TrainState) -> None:
     """Take steps until the budget is spent, and evaluate wherever a mark is reached."""
     optim, dataset = run.spec.optim, run.material.train
-    steps = iterate_steps(
-        dataset,
-        seed=run.spec.seed,
-        start=state.examples,
-        stop=optim.examples,
-        batch_size=optim.batch_size,
-        processes=run.spec.runtime.loader_processes,
-    )
+    order = Order(dataset.token_counts, seed=run.spec.seed, window=run.spec.data.bucket_window)
+    indices = order.steps(state.examples, optim.examples, optim.batch_size)
+    steps = load(dataset, indices, processes=run.spec.runtime.loader_processes)
     pace = Pace(examples=state.examples)
     evaluate_marks(run, state, pace)  # a run released while it evaluated goes on with that evaluation
     for examples in steps:

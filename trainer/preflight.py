@@ -39,6 +39,7 @@ def preflight(spec: TrialSpec, material: Material, tick: Callable[[], None]) -> 
             spec=spec.evaluation,
             runtime=material.teacher.runtime(material.runtime),
             tick=tick,
+            is_teacher=True,
         )
 
     teacher_dev = measure(material.dev)
@@ -69,12 +70,20 @@ def collect_warnings(spec: TrialSpec, sets: list[AudioDataset], teacher_dev: Met
             warnings.append(f"{dataset.scan.path}: left out {counts}")
     train = sets[0]
     for other in sets[1:]:
-        shared = {u.name for u in train.utterances} & {u.name for u in other.utterances}
+        # Name and length: manifests of different corpora may both have an audio/0001.flac.
+        shared = {(u.name, u.header) for u in train.utterances} & {(u.name, u.header) for u in other.utterances}
         if shared:
+            first = min(name for name, _ in shared)
             warnings.append(
-                f"{len(shared)} utterances of {other.scan.path} are also in {train.scan.path}, such as {min(shared)}: "
+                f"{len(shared)} utterances of {other.scan.path} are also in {train.scan.path}, such as {first}: "
                 "the word error rate says little"
             )
+    if spec.data.labels == "teacher":
+        minutes = train.scan.duration_s * teacher_dev.rtf / 60
+        warnings.append(
+            f"data.labels is teacher: every training process transcribes {train.scan.path} before its first trial, "
+            f"in about {minutes:.0f} minutes at the teacher's measured speed"
+        )
     if teacher_dev.wer > POOR_TEACHER_WER:
         warnings.append(
             f"the teacher {spec.teacher.model} has a word error rate of {teacher_dev.wer:.1%} on {spec.data.dev}: "

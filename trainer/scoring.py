@@ -56,6 +56,19 @@ def score(references: Sequence[str], hypotheses: Sequence[str], *, bootstrap_sam
     )
 
 
+def rate_each(references: Sequence[str], hypotheses: Sequence[str]) -> list[float | None]:
+    """Return each utterance's word error rate, normalised as in ``score``; None where the reference has no words."""
+    normalize = _load_normalizer()
+    pairs = [(normalize(ref).strip(), normalize(hyp).strip()) for ref, hyp in zip(references, hypotheses, strict=True)]
+    spoken = [index for index, (ref, _) in enumerate(pairs) if ref]
+    rates: list[float | None] = [None] * len(pairs)
+    if spoken:
+        errors = count_errors([pairs[index][0] for index in spoken], [pairs[index][1] for index in spoken])
+        for index, count in zip(spoken, errors.tolist(), strict=True):
+            rates[index] = count / len(pairs[index][0].split())
+    return rates
+
+
 def count_errors(references: list[str], hypotheses: list[str]) -> Int[np.ndarray, "utterances"]:
     """Return substitutions, deletions and insertions of each utterance."""
     alignments = jiwer.process_words(references, hypotheses).alignments

@@ -40,7 +40,7 @@ def take_step(spec: TrialSpec, material: Material, state: TrainState, examples: 
         seed_step(spec.seed, state.examples)
         state.optimizer.zero_grad(set_to_none=True)
         batches = [
-            collate(examples[first : first + micro_size], material.vocabulary)
+            collate(examples[first : first + micro_size], material.vocabulary, pin_memory=material.runtime.is_cuda)
             for first in range(0, len(examples), micro_size)
         ]
         try:

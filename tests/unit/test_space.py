@@ -134,3 +134,11 @@ def test_parameters_and_trial_configuration_translate_both_ways() -> None:
     assert recorded_parameters(spec, resolved) == parameters
     with pytest.raises(ConfigError, match="learning_rate is not in the space of study s: kl_weight, lr, batch_size"):
         trial_spec(spec, {"learning_rate": 1.0})
+
+
+def test_a_choice_that_does_not_fit_the_rest_is_refused_with_the_rests_own_sentence() -> None:
+    spec = make_study_spec(space={"batch_size": {"choices": [4, 64]}})
+    data = spec.trial.data.model_copy(update={"bucket_window": 64})
+    spec = spec.model_copy(update={"trial": spec.trial.model_copy(update={"data": data})})
+    with pytest.raises(ConfigError, match=r"^space\.batch_size: data\.bucket_window \(64\) must be above optim\.batch"):
+        distributions(spec)

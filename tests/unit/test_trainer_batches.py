@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from tests.unit.tiny import make_world
-from trainer.batches import AudioDataset, build_dataset, choose_indices, collate, iterate_steps
+from trainer.batches import AudioDataset, build_dataset, collate
 from trainer.config import DataSpec
 from trainer.data import scan
 from trainer.errors import BadInputError
+from trainer.loader import load
 from trainer.losses import IGNORED
+from trainer.order import Order
 from trainer.pretrained import Pretrained, load_pretrained
 from trainer.vocabulary import Vocabulary, build_vocabulary
 
@@ -33,33 +35,48 @@ def dataset(pretrained: Pretrained, vocabulary: Vocabulary) -> AudioDataset:
     return build_dataset(scan(str(make_world().train), SPEC), vocabulary, pretrained.log_mel, pretrained.log_mel)
 
 
-def test_each_epoch_sees_every_example_once_in_its_own_order() -> None:
-    first, second = choose_indices(0, 7, 0, 7), choose_indices(0, 7, 7, 14)
+LENGTHS = (3, 1, 4, 1, 5, 9, 2)
+
+
+def take(seed: int, start: int, stop: int, window: int | None = None) -> list[int]:
+    return Order(LENGTHS, seed=seed, window=window).take(start, stop)
+
+
+@pytest.mark.parametrize("window", [None, 3, 100])
+def test_each_epoch_sees_every_example_once_in_its_own_order(window: int | None) -> None:
+    first, second = take(0, 0, 7, window), take(0, 7, 14, window)
     assert sorted(first) == sorted(second) == list(range(7))
-    assert first != second
-    assert choose_indices(1, 7, 0, 7) != first
+    if window != 100:
+        assert first != second
+        assert take(1, 0, 7, window) != first
 
 
-def test_the_stream_is_a_function_of_seed_and_examples_seen_alone() -> None:
-    whole = choose_indices(3, 7, 0, 40)
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_stream_is_a_function_of_seed_and_examples_seen_alone(window: int | None) -> None:
+    whole = take(3, 0, 40, window)
     for size in (1, 3, 16):
-        pieces = [choose_indices(3, 7, start, min(start + size, 40)) for start in range(0, 40, size)]
+        pieces = list(Order(LENGTHS, seed=3, window=window).steps(0, 40, size))
+        assert [len(piece) for piece in pieces[:-1]] == [size] * (len(pieces) - 1)
         assert [index for piece in pieces for index in piece] == whole
-    assert set(Counter(choose_indices(3, 7, 0, 28)).values()) == {4}
+        assert list(Order(LENGTHS, seed=3, window=window).steps(size, 40, size)) == pieces[1:]
+    assert set(Counter(take(3, 0, 28, window)).values()) == {4}
 
 
-@pytest.mark.parametrize("processes", [0, 2])
-def test_steps_end_exactly_at_the_budget_and_go_on_from_anywhere(dataset: AudioDataset, processes: int) -> None:
-    dataset.fits_in_memory = processes == 0
-    try:
-        whole = list(iterate_steps(dataset, seed=5, start=0, stop=22, batch_size=8, processes=processes))
-        rest = list(iterate_steps(dataset, seed=5, start=8, stop=22, batch_size=8, processes=processes))
-    finally:
-        dataset.fits_in_memory = True
+def test_a_window_is_sorted_by_turns_upwards_and_downwards_and_holds_the_shuffles_examples() -> None:
+    shuffled, sorted_ = take(5, 0, 7), take(5, 0, 7, 3)
+    lengths = [LENGTHS[index] for index in sorted_]
+    assert lengths[:3] == sorted(lengths[:3])
+    assert lengths[3:6] == sorted(lengths[3:6], reverse=True)
+    for first in (0, 3, 6):
+        assert set(sorted_[first : first + 3]) == set(shuffled[first : first + 3])
+
+
+def test_steps_end_exactly_at_the_budget_and_go_on_from_anywhere(dataset: AudioDataset) -> None:
+    order = Order(dataset.token_counts, seed=5)
+    whole = list(load(dataset, order.steps(0, 22, 8), processes=0))
     assert [len(step) for step in whole] == [8, 8, 6]
+    rest = list(load(dataset, order.steps(8, 22, 8), processes=0))
     assert [e.token_ids for step in rest for e in step] == [e.token_ids for step in whole[1:] for e in step]
-    expected = [dataset[index].features for index in choose_indices(5, len(dataset), 0, 22)]
-    assert torch.equal(torch.stack([e.features for step in whole for e in step]), torch.stack(expected))
 
 
 def test_labels_are_the_inputs_moved_on_by_one_without_prompt_and_padding(

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from trainer.config import TrialSpec
-from trainer.events import Checkpointed, Evaluated, Progress, Verdict
+from trainer.events import Evaluated, RunEvent, Verdict
 
 WORDS = ("lamp", "on", "off", "oh", "zero", "timer", "fifty", "fifteen", "kitchen", "play")
 
@@ -53,7 +53,7 @@ def make_world() -> World:
     )
 
 
-def make_model(folder: Path, *, seed: int = 0, words: tuple[str, ...] = WORDS, layers: int = 2) -> Path:
+def make_model(folder: Path, *, seed: int = 0, words: tuple[str, ...] = WORDS, layers: int = 2, mels: int = 20) -> Path:
     """Save a random Whisper with a 1-second window and a byte-level BPE in which every word is one token."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -75,7 +75,7 @@ def make_model(folder: Path, *, seed: int = 0, words: tuple[str, ...] = WORDS, l
     }
     config = WhisperConfig(
         vocab_size=len(tokenizer), d_model=16, encoder_layers=layers, decoder_layers=layers, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=20, max_source_positions=50,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=mels, max_source_positions=50,
         max_target_positions=16, begin_suppress_tokens=None, suppress_tokens=None, **special,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -84,7 +84,7 @@ def make_model(folder: Path, *, seed: int = 0, words: tuple[str, ...] = WORDS, l
     model.generation_config = GenerationConfig(**special, no_timestamps_token_id=plain)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=20, chunk_length=1).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=mels, chunk_length=1).save_pretrained(folder)
     return folder
 
 
@@ -154,10 +154,10 @@ class Listener:
     verdict: Verdict = "go_on"
     at_call: int = -1
     at_evaluation: int = -1
-    events: list[Progress | Evaluated | Checkpointed] = field(default_factory=list)
+    events: list[RunEvent] = field(default_factory=list)
     calls: int = 0
 
-    def __call__(self, event: Progress | Evaluated | Checkpointed | None) -> Verdict:
+    def __call__(self, event: RunEvent | None) -> Verdict:
         self.calls += 1
         if event is not None:
             self.events.append(event)
