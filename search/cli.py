@@ -158,8 +158,14 @@ def status(
     from storage.database import open_database
 
     with open_database(storage, home) as database:
-        names = [name] if name is not None else list_names(database)
-        overviews = [look_at(load_study(each, database)) for each in names]
+        overviews = []
+        for each in [name] if name is not None else list_names(database):
+            try:
+                overviews.append(look_at(load_study(each, database)))
+            except StudyError as exc:
+                if name is not None:
+                    raise
+                typer.echo(f"distune: {exc}", err=True)  # the others are to be seen all the same
     if as_json:
         whole = [each.model_dump(mode="json") for each in overviews]
         _print_json(whole if name is None else whole[0])

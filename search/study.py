@@ -11,6 +11,7 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState, create_trial
+from pydantic import ValidationError
 from sqlalchemy import Connection, Row, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
@@ -170,7 +171,7 @@ def load_study(name: str, database: Database, storage: RDBStorage | None = None)
     """Open a study by its name.
 
     Raises:
-        StudyError: there is none of this name, or it is not distune's.
+        StudyError: there is none of this name, or it is not distune's, or of another version.
     """
     try:
         check_name(name)
@@ -187,19 +188,29 @@ def load_study(name: str, database: Database, storage: RDBStorage | None = None)
     row = _row(study_id, database)
     if row is None:
         raise StudyError(f"study {name} was not made by distune; choose another study.name")
-    spec = StudySpec.model_validate(row.spec)
+    try:
+        spec, preflight = StudySpec.model_validate(row.spec), _preflight(row)
+    except ValidationError as exc:
+        raise StudyError(
+            f"study {name} was made by another version of distune; use that version for it, or launch it anew "
+            "under another study.name"
+        ) from exc
     return OpenStudy(
         study_id=study_id,
         spec=spec,
         budget=row.budget,
         refusal=row.refusal,
-        preflight=None if row.preflight is None else PreflightResult.model_validate(row.preflight),
+        preflight=preflight,
         storage=storage,
         optuna_study=optuna.load_study(
             study_name=name, storage=storage, sampler=RandomSampler(seed=0), pruner=build_pruner(spec)
         ),
         database=database,
     )
+
+
+def _preflight(row: Row[Any]) -> PreflightResult | None:
+    return None if row.preflight is None else PreflightResult.model_validate(row.preflight)
 
 
 def load_same_study(spec: StudySpec, database: Database) -> OpenStudy | None:
@@ -232,8 +243,7 @@ def refresh(study: OpenStudy) -> OpenStudy:
     row = _row(study.study_id, study.database)
     if row is None:
         raise StudyError(f"study {study.name} was deleted while it ran")
-    preflight = None if row.preflight is None else PreflightResult.model_validate(row.preflight)
-    return replace(study, budget=row.budget, refusal=row.refusal, preflight=preflight)
+    return replace(study, budget=row.budget, refusal=row.refusal, preflight=_preflight(row))
 
 
 def extend_budget(study: OpenStudy, trials: int) -> OpenStudy:

@@ -105,12 +105,19 @@ def _studies(options: WorkerOptions, database: Database, stop: threading.Event) 
         yield retrying(stop=stop)(load_study, options.study, database)
         return
     storage: RDBStorage | None = None
+    passed_over: set[str] = set()
     while not stop.is_set():
-        names = retrying(stop=stop)(list_open_names, database)
+        names = [each for each in retrying(stop=stop)(list_open_names, database) if each not in passed_over]
         for name in names:
             storage = storage or open_storage(database)
+            try:
+                study = retrying(stop=stop)(load_study, name, database, storage)
+            except StudyError as exc:
+                log.warning("%s; going on with the other studies", exc)
+                passed_over.add(name)
+                continue
             if not stop.is_set():
-                yield retrying(stop=stop)(load_study, name, database, storage)
+                yield study
         if not names:
             stop.wait(IDLE_POLL_S)
 

@@ -17,6 +17,7 @@ from search.proposal import PROPOSAL, as_seen_running
 from search.samplers import propose
 from search.space import baseline
 from search.study import OpenStudy, create_study, extend_budget, load_study, open_storage
+from search.worker import WorkerOptions, _studies
 from storage import leases
 from storage.database import Database, open_database
 from storage.schema import PREFLIGHT
@@ -423,3 +424,18 @@ def test_eight_launches_at_once_make_one_study(database: Database) -> None:
     assert sum(isinstance(each, OpenStudy) for each in made) == 1
     assert len(made) == 8
     assert len(load_study("s", database).optuna_study.get_trials()) == 1
+
+
+def test_a_study_of_another_version_is_named_and_stops_nobody_else(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_for_trials(database, name="old", trials=1)
+    with database.engine.begin() as connection:
+        connection.execute(text('UPDATE distune_studies SET spec = \'{"study": {"name": "old"}}\''))
+    with pytest.raises(StudyError, match="study old was made by another version of distune; use that version"):
+        load_study("old", database)
+    create_study(make_study_spec(name="new"), database)
+    stop = threading.Event()
+    studies = _studies(WorkerOptions(study=None, name="w"), database, stop)
+    assert next(studies).name == "new"
+    assert "study old was made by another version" in caplog.text
