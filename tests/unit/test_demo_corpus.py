@@ -18,7 +18,6 @@ TINY = replace(FOR_STUDENT, train_speakers=2, dev_speakers=1, test_speakers=1, u
 
 @pytest.fixture(scope="module")
 def speaker() -> Speaker:
-    pytest.importorskip("espeakng_loader", reason="needs the extra distune[demo]")
     return Speaker()
 
 

@@ -44,7 +44,6 @@ def test_every_word_is_one_token_at_the_start_and_within_a_sentence(tokenizer: W
 def test_it_understands_voices_that_it_never_heard(
     model: WhisperForConditionalGeneration, tokenizer: WhisperTokenizer
 ) -> None:
-    pytest.importorskip("espeakng_loader", reason="needs the extra distune[demo]")
     extractor = WhisperFeatureExtractor.from_pretrained(TEACHER)
     # Another seed than the corpus: these sentences were in no file when the teacher was trained and measured.
     spec = replace(FOR_STUDENT, seed=99, train_speakers=0, dev_speakers=0, utterances_per_speaker=2)
