@@ -134,10 +134,12 @@ def worker_pid(trial: TrialGlance) -> int:
 
 
 def children(pid: int) -> list[int]:
-    """Return the process ids of a process's children."""
-    return [
-        int(each) for task in Path(f"/proc/{pid}/task").iterdir() for each in (task / "children").read_text().split()
-    ]
+    """Return the process ids of a process's children; none when it has just ended."""
+    try:
+        lists = [(task / "children").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [int(each) for each in " ".join(lists).split()]
 
 
 def _names(database: Database) -> list[str]:

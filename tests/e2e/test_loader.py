@@ -106,5 +106,5 @@ def is_alive(pid: int) -> bool:
     """Whether a process runs; a zombie that nobody waits for has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before or after the file was opened
         return False

@@ -278,7 +278,7 @@ def test_a_study_without_data_is_refused_with_a_sentence(compose: Compose, mater
     wait_for(lambda: "there" in list_names(compose.database), timeout_s=60)
     compose.assert_no_leak()
     output = coordinator.finish(code=2, timeout_s=120)
-    assert "study there is refused" in output and str(compose.folder / "data" / "train") in output
+    assert "study there is refused" in output and str(compose.folder / "data" / "dev") in output
     assert (compose.folder / "runs" / "there" / "study.yaml").is_file()
     assert worker.process.poll() is None, "a worker outlives a refused study"
     again = compose.start("coordinator").finish(code=2, timeout_s=120)
