@@ -170,7 +170,7 @@ def _in_child(work: Callable[[], Speech]) -> Speech:
         os.close(reading)
         try:
             message = _pack(work())
-        except Exception as exc:
+        except Exception as exc:  # whatever it was, the parent must hear of it: it raises
             message = _pack(str(exc) or type(exc).__name__)
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(message)

@@ -74,7 +74,7 @@ class LeaseKeeper:
             # Whatever it was, this thread must live: without it a healthy trial is taken from us. Training goes on
             # without the database; the worker asks how long it has been away, and gives up when it is too long.
             if self.is_in_contact:
-                log.warning("the lease cannot be renewed (%s); training goes on", exc)
+                log.warning("the lease cannot be renewed (%s); training goes on", str(exc).partition("\n")[0])
             self.is_in_contact = False
             self._sightings.forget()
             return

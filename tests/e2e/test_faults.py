@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from search.dispatch import OUTCOME
 from search.overview import TrialGlance
 from tests.e2e.conftest import Playground, children, worker_pid
+from tests.homes import MakeHome, end_server
 from tests.studies import wait_for
 
 LONG = 1600
@@ -127,3 +128,18 @@ def test_a_trial_that_takes_too_long_fails_with_its_reason(playground: Playgroun
     (trial,) = playground.look().trials
     assert trial.state == "FAIL"
     assert trial.note is not None and "study.trial_timeout_s (3 s)" in trial.note
+
+
+def test_training_goes_on_while_the_database_is_away(playground: Playground, make_home: MakeHome) -> None:
+    home = make_home()
+    file = playground.write(trials=2, examples=LONG)
+    launch = playground.start("launch", file, "--home", home, storage=False)
+    assert launch.stdout is not None
+    while "running, WER" not in launch.stdout.readline():
+        assert launch.poll() is None
+    end_server(home, signal.SIGQUIT)  # as a crash would; the coordinator starts it again
+    output, _ = launch.communicate(timeout=200)
+    assert launch.returncode == 0, output
+    assert "the database cannot be reached; workers go on without it" in output
+    status = json.loads(playground.run("status", "tiny", "--json", "--home", home, storage=False))
+    assert [(trial["state"], trial["attempt"]) for trial in status["trials"]] == [("COMPLETE", 1), ("COMPLETE", 1)]
